@@ -1,0 +1,1 @@
+"""Sequence mixers, their scans and the backbone that puts them in blocks."""

@@ -1,0 +1,154 @@
+"""One backbone for every mixer: embedding, pre-norm blocks, pooling or one answer a position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specreg.models.mixer import Mixer, masked
+from specreg.system import LinearSystem
+
+Norm = Literal["layer", "rms"]
+Positions = Literal["none", "learned", "sinusoidal"]
+NORM_EPS = 1e-5  # set here, because RMSNorm's default depends on the dtype
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, mixer: Mixer, mlp_ratio: float, norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = make_norm(norm, mixer.d_model)
+        self.dropout = nn.Dropout(dropout)
+        hidden = round(mlp_ratio * mixer.d_model)
+        self.mlp = MLP(mixer.d_model, hidden, norm) if hidden else None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._finish(x, self.mixer(self.norm(x), None, mask)[0])
+
+    def with_system(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, LinearSystem]:
+        """`forward`, and the system that the mixer applied to its true input, norm(x)."""
+        y, _, system = self.mixer.with_system(self.norm(x), None, mask)
+        return self._finish(x, y), system
+
+    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.dropout(y)
+        return x if self.mlp is None else x + self.dropout(self.mlp(x))
+
+
+class MLP(nn.Module):
+    """norm, linear, GELU, linear."""
+
+    def __init__(self, d_model: int, hidden: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, d_model)
+        self.expand = nn.Linear(d_model, hidden)
+        self.contract = nn.Linear(hidden, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class Backbone(nn.Module):
+    """Embedding → one block for each mixer → norm → mean over real steps (or each step) → linear head.
+
+    Takes token ids ``(B, T)`` (give `vocab_size`) or values ``(B, T, channels)`` (give `channels`); answers with logits
+    ``(B, num_classes)``, or ``(B, T, num_classes)`` with `per_position`.
+    """
+
+    def __init__(
+        self,
+        mixers: Sequence[Mixer],
+        *,
+        num_classes: int,
+        max_length: int,
+        vocab_size: int | None = None,
+        channels: int = 0,
+        per_position: bool = False,
+        mlp_ratio: float = 2.0,  # hidden width over d_model; 0: no MLP
+        norm: Norm = "layer",
+        positions: Positions = "none",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = {mixer.d_model for mixer in mixers}
+        if len(widths) != 1:
+            raise ValueError(f"a backbone needs at least one mixer, all of one d_model, got {sorted(widths)}")
+        if (vocab_size is None) == (channels == 0):
+            raise ValueError(f"give vocab_size for tokens or channels for values, got {vocab_size} and {channels}")
+        if not 0 <= dropout < 1 or mlp_ratio < 0:
+            raise ValueError(f"dropout is in [0, 1) and mlp_ratio at least 0, got {dropout} and {mlp_ratio}")
+        d_model = widths.pop()
+        self.per_position = per_position
+        self.embedding = nn.Linear(channels, d_model) if vocab_size is None else nn.Embedding(vocab_size, d_model)
+        self.positions = position_embedding(positions, max_length, d_model)
+        self.blocks = nn.ModuleList(Block(mixer, mlp_ratio, norm, dropout) for mixer in mixers)
+        self.norm = make_norm(norm, d_model)
+        self.head = nn.Linear(d_model, num_classes)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits."""
+        x = self._embed(inputs)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self._answer(x, mask)
+
+    def with_systems(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, LinearSystem]]:
+        """Logits, and the system that each layer applied, by the names "layers.0", "layers.1", …"""
+        x = self._embed(inputs)
+        systems = {}
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, systems[f"layers.{index}"] = block.with_system(x, mask)
+        return self._answer(x, mask), systems
+
+    def mixers(self) -> Iterator[Mixer]:
+        """The mixers, first layer first."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block.mixer
+
+    def macs(self, length: int) -> int:
+        """Multiply–accumulate operations for one sequence: every linear map at every step, and the mixers' cores."""
+        linear = sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+        if not self.per_position:
+            head = self.head.in_features * self.head.out_features
+            return (linear - head) * length + head + sum(mixer.core_macs(length) for mixer in self.mixers())
+        return linear * length + sum(mixer.core_macs(length) for mixer in self.mixers())
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        x = self.embedding(inputs)
+        if self.positions is None:
+            return x  # type: ignore[no-any-return]
+        if inputs.shape[1] > len(self.positions):
+            raise ValueError(f"positions are embedded up to length {len(self.positions)}, got {inputs.shape[1]}")
+        return x + self.positions[: inputs.shape[1]]  # type: ignore[no-any-return]
+
+    def _answer(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.norm(x)
+        if not self.per_position:
+            x = x.mean(1) if mask is None else masked(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def make_norm(norm: Norm, d_model: int) -> nn.Module:
+    """Layer or root-mean-square norm."""
+    return nn.LayerNorm(d_model, eps=NORM_EPS) if norm == "layer" else nn.RMSNorm(d_model, eps=NORM_EPS)
+
+
+def position_embedding(positions: Positions, length: int, d_model: int) -> nn.Parameter | None:
+    """``(length, d_model)``: nothing, learned from small random values, or fixed sines and cosines."""
+    if positions == "none":
+        return None
+    if positions == "learned":
+        return nn.Parameter(0.02 * torch.randn(length, d_model))
+    frequency = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
+    angle = torch.arange(length).unsqueeze(1) * frequency
+    table = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :d_model]
+    return nn.Parameter(table, requires_grad=False)

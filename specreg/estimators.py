@@ -1,0 +1,60 @@
+"""From an operator to what is known of its spectrum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from specreg.operators import StructuredOperator
+from specreg.spectrum import Spectrum
+from specreg.system import LinearSystem
+
+Knowledge = TypeVar("Knowledge", covariant=True)
+
+
+class Estimator(ABC, Generic[Knowledge]):
+    """What finds eigenvalues; members are frozen dataclasses.
+
+    `gives` is the type of the result: a term pairs the estimator only with a penalty that takes it.
+    """
+
+    gives: ClassVar[type]
+
+    @abstractmethod
+    def __call__(self, source: LinearSystem | StructuredOperator) -> Knowledge:
+        """What is known of the spectrum of a system, masked steps counted out, or of an operator."""
+
+
+@dataclass(frozen=True)
+class Exact(Estimator[Spectrum]):
+    """Every eigenvalue: in closed form where the structure has one, else by one dense solve.
+
+    An operator with fewer than three batch axes gets size-1 axes in front, so that the result always has
+    ``(B|1, T|1, H, m)``. Raises `TypeError` for anything but a system or a structured operator, and `ValueError` for an
+    operator with more than three batch axes.
+    """
+
+    gives = Spectrum
+
+    def __call__(self, source: LinearSystem | StructuredOperator) -> Spectrum:
+        if isinstance(source, StructuredOperator):
+            return _spectrum(source)
+        if not isinstance(source, LinearSystem):
+            raise TypeError(
+                f"Exact takes a system or a structured operator, got {type(source).__name__}: wrap it as Dense(…)"
+            )
+        spectrum = _spectrum(source.transition)
+        return Spectrum(spectrum.log_modulus, spectrum.phase, spectrum.multiplicity, source.mask)
+
+
+def _spectrum(operator: StructuredOperator) -> Spectrum:
+    log_modulus, phase = operator.polar()
+    if log_modulus.dim() > 4:
+        raise ValueError(
+            f"a spectrum has axes (B, T, H, m): allowed are three batch axes at most, got {tuple(operator.shape[:-2])}"
+        )
+    lead = (1,) * (4 - log_modulus.dim())
+    return Spectrum(
+        log_modulus.reshape(*lead, *log_modulus.shape), phase.reshape(*lead, *phase.shape), operator.multiplicity()
+    )

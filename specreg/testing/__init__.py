@@ -1,0 +1,1 @@
+"""Conformance tests for members of specreg and for anybody's own."""

@@ -1,0 +1,1 @@
+"""Training, Optuna studies, reports and the command line."""

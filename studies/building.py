@@ -1,0 +1,225 @@
+"""From a run's text to what is trained: task, model, loss terms, optimiser. Here every name and setting is checked."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from pydantic import ConfigDict, ValidationError, create_model
+
+from specreg.estimators import Exact
+from specreg.models.backbone import Backbone
+from specreg.models.mixer import Mixer
+from specreg.studies import members
+from specreg.studies.configuration import ConfigurationError, Optimiser, Run, explain
+from specreg.studies.expressions import build, parse, unknown
+from specreg.targets import Target
+from specreg.tasks.task import Task
+from specreg.terms import Term
+
+T = TypeVar("T")
+D_MODEL, DEPTH = 64, 2  # where a run does not say
+PARAMETER_TOLERANCE = 0.1  # a parameter budget is met to ±10 %
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run names, made."""
+
+    task: Task
+    model: Backbone
+    terms: tuple[Term, ...]
+    target: Target | None  # of the first penalty that has one, or else of the initialisation
+    device: torch.device
+
+
+def build_parts(run: Run) -> Parts:
+    """Make a run's task, model and terms; raises `ConfigurationError` for a name or setting that cannot be used.
+
+    The user's random state stays untouched: parameters are drawn from the run's own seed.
+    """
+    device = usable_device(run.device)
+    task = build_task(run)
+    terms = build_terms(run.penalties)
+    init = None if run.init is None else build_target(run.init)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = build_model(run, task, init)
+    aims = [getattr(term.penalty, "target", None) for term in terms]
+    target = next((aim for aim in [*aims, init] if aim is not None), None)
+    return Parts(task, model.to(device), terms, target, device)
+
+
+def build_task(run: Run) -> Task:
+    """The task that a run names, with its settings and data seed."""
+    settings = {key: value for key, value in run.task.items() if key != "name"}
+    cls = named("task", str(run.task["name"]), members.tasks())
+    return make("task", cls, {"seed": run.data_seed, **settings})  # type: ignore[no-any-return]
+
+
+def build_target(text: str) -> Target:
+    """The target of an expression such as `ring(0.9, 0.99)`."""
+    target = _expressed(text, members.targets(), "target")
+    if not isinstance(target, Target):
+        raise ConfigurationError(f"{text!r} is not a target")
+    return target
+
+
+def build_terms(penalties: tuple[str, ...]) -> tuple[Term, ...]:
+    """A loss term for each expression such as `band(0.5, 1.0)*0.1`; the weight is 1 where none is given."""
+    terms = []
+    for text in penalties:
+        penalty = _expressed(text, {**members.targets(), **members.penalties()}, "penalty")
+        if isinstance(penalty, Target):
+            name = parse(text).name
+            raise ConfigurationError(f"{text!r} is a target: as a penalty write timescale_distance({name}(…))")
+        weight = parse(text).weight
+        terms.append(make_checked(partial(Term, text, Exact(), penalty, 1.0 if weight is None else weight)))
+    return tuple(terms)
+
+
+def build_model(run: Run, task: Task, init: Target | None) -> Backbone:
+    """The backbone with a run's mixer; `model.parameters` asks for a budget, and d_model is found to meet it."""
+    settings = dict(run.model)
+    cls = named("model", str(settings.pop("name")), members.models())
+    budget = settings.pop("parameters", None)
+    if budget is None:
+        return assemble(cls, settings, task, init)
+    if not isinstance(budget, int) or budget < 1 or "d_model" in settings:
+        raise ConfigurationError("model.parameters is a count of at least 1, given in place of model.d_model")
+    return within_budget(lambda width: assemble(cls, {**settings, "d_model": width}, task, init), settings, budget)
+
+
+def within_budget(make_model: Callable[[int], Backbone], settings: Mapping[str, Any], budget: int) -> Backbone:
+    """The model whose width meets a parameter budget best; raises if none comes within ±10 %."""
+    unit = int(settings.get("heads", 4))
+    low, high = 1, 2
+    while count_parameters(make_model(high * unit)) < budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_parameters(make_model(middle * unit)) < budget else (low, middle)
+    best = min((make_model(width * unit) for width in (low, high)), key=lambda m: abs(count_parameters(m) - budget))
+    if abs(count_parameters(best) - budget) > PARAMETER_TOLERANCE * budget:
+        raise ConfigurationError(f"model.parameters: no width comes within 10 % of {budget}; ask for more parameters")
+    return best
+
+
+def assemble(cls: type[Mixer], settings: Mapping[str, Any], task: Task, init: Target | None) -> Backbone:
+    """`depth` mixers in a backbone; each setting goes to the one whose constructor has it."""
+    settings = {"d_model": D_MODEL, **settings}
+    depth = settings.pop("depth", DEPTH)
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise ConfigurationError(f"model.depth: a number of layers of at least 1, got {depth!r}")
+    shared = {key: settings.pop(key) for key in BACKBONE_SETTINGS if key in settings}
+    fixed: dict[str, Any] = {
+        "num_classes": task.num_classes,
+        "max_length": task.max_length,
+        "vocab_size": task.vocab_size,
+        "channels": task.channels,
+        "per_position": task.per_position,
+    }
+    mixers = [make("model", cls, settings, also=("depth", "parameters", *BACKBONE_SETTINGS)) for _ in range(depth)]
+    if init is not None:
+        for mixer in mixers:
+            make_checked(partial(mixer.initialise, init))
+    model = make("model", partial(Backbone, mixers, **fixed), shared, signature_of=Backbone)
+    assert isinstance(model, Backbone)
+    return model
+
+
+BACKBONE_SETTINGS = ("mlp_ratio", "norm", "positions", "dropout")
+
+
+def named(kind: str, name: str, known: Mapping[str, type]) -> Any:
+    """The member of that name; an unknown one is answered with its nearest neighbours."""
+    try:
+        return known[members.canonical(name)]
+    except KeyError:
+        raise ConfigurationError(unknown(kind, name, known)) from None
+
+
+def make(
+    table: str,
+    cls: Callable[..., Any],
+    settings: Mapping[str, Any],
+    also: tuple[str, ...] = (),
+    signature_of: Any = None,
+) -> Any:
+    """Call `cls` with settings checked against its signature: unknown names get their nearest, types are converted."""
+    signature = signature_of or cls
+    hints = get_type_hints(signature.__init__)
+    parameters = inspect.signature(signature).parameters
+    allowed = {name: p for name, p in parameters.items() if name in hints and name not in HANDED_IN}
+    for key in settings:
+        if key not in allowed:
+            raise ConfigurationError(f"{table}.{key}: {unknown('setting', key, [*allowed, *also])}")
+    fields: dict[str, Any] = {key: (hints[key], ...) for key in settings}
+    form = create_model("Settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        checked = form(**settings)
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(f"{table}.{finding}" for finding in explain(error).split("; "))) from None
+    return make_checked(lambda: cls(**{key: getattr(checked, key) for key in settings}))
+
+
+HANDED_IN = ("self", "init", "mixers", "return")
+
+
+def make_checked(maker: Callable[[], T]) -> T:
+    """Call a constructor or reader; its ValueError or missing file passes as a configuration error, message untouched."""
+    try:
+        return maker()
+    except ConfigurationError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def optimiser_groups(model: Backbone, settings: Optimiser) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices with decay, vectors without, spectral parameters without and at their own rate.
+
+    Weight decay is a hidden spectral regulariser: on a log rate or a Δ bias it drags every modulus to a fixed value.
+    """
+    spectral = {id(p) for mixer in model.mixers() for p in mixer.spectral_parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rate = settings.learning_rate
+    groups = [
+        {
+            "params": [p for p in trained if id(p) not in spectral and p.dim() > 1],
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [p for p in trained if id(p) not in spectral and p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in spectral], "weight_decay": 0.0},
+    ]
+    for group, own in zip(groups, (rate, rate, settings.spectral_learning_rate or rate), strict=True):
+        group["lr"] = group["peak"] = own
+    return [group for group in groups if group["params"]]
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Trained parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, if this machine has it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"device {name!r}: write cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device 'cuda': this machine has no usable GPU; use cpu")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigurationError(f"device {name!r}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device {name!r}: write cpu, cuda or cuda:N")
+    return device
+
+
+def _expressed(text: str, classes: Mapping[str, type], kind: str) -> Any:
+    return make_checked(lambda: build(parse(text), classes, kind))

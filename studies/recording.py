@@ -1,0 +1,91 @@
+"""Spectra on disk: each layer's eigenvalues on one fixed held-out batch, as log-modulus and phase."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from specreg.estimators import Exact
+from specreg.models.backbone import Backbone
+from specreg.spectrum import Spectrum
+from specreg.system import LinearSystem
+from specreg.targets import Target
+from specreg.tasks.task import Batch
+
+EXAMPLES = 64  # of the validation split
+VALUES_A_HEAD = 1024  # kept on disk, evenly spaced over examples and steps
+GAUGE = "as applied"
+
+
+@torch.no_grad()
+def systems_of(model: Backbone, batch: Batch) -> dict[str, LinearSystem]:
+    """What each layer applies to a batch, in evaluation mode: no dropout, so that start and end are comparable."""
+    training = model.training
+    model.eval()
+    try:
+        return model.with_systems(batch.inputs, batch.mask)[1]
+    finally:
+        model.train(training)
+
+
+def spectra_of(systems: Mapping[str, LinearSystem]) -> dict[str, Spectrum]:
+    """Every layer's eigenvalues."""
+    return {name: Exact()(system).detach() for name, system in systems.items()}
+
+
+def encode(spectra: Mapping[str, Spectrum], step: int) -> bytes:
+    """A safetensors file: "<layer>.log_modulus" and "<layer>.phase", each ``(H, values)``."""
+    tensors: dict[str, Tensor] = {}
+    for name, spectrum in spectra.items():
+        log_modulus, phase = counted_values(spectrum)
+        tensors[f"{name}.log_modulus"] = log_modulus.float().cpu().contiguous()
+        tensors[f"{name}.phase"] = phase.float().cpu().contiguous()
+    metadata = {"step": str(step), "gauge": GAUGE, "layers": json.dumps(list(spectra))}
+    return save(tensors, metadata)
+
+
+def counted_values(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
+    """log-moduli and phases of the steps that count, ``(H, values)``, thinned to `VALUES_A_HEAD`."""
+    batch, steps = spectrum.log_modulus.shape[:2]
+    mask = spectrum.mask
+    keep = torch.ones(batch, steps, dtype=torch.bool) if mask is None or steps == 1 else mask.cpu().expand(batch, steps)
+    values = []
+    for field in (spectrum.log_modulus, spectrum.phase):
+        kept = field.cpu().expand(batch, steps, -1, -1)[keep].transpose(0, 1).flatten(1)  # (H, counted · m)
+        stride = max(1, -(-kept.shape[1] // VALUES_A_HEAD))
+        values.append(kept[:, ::stride])
+    return values[0], values[1]
+
+
+def decode(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The log-moduli and phases of each layer, ``(H, values)``, as `encode` wrote them."""
+    with safe_open(path, framework="pt") as file:
+        layers = json.loads(file.metadata()["layers"])
+        return {name: (file.get_tensor(f"{name}.log_modulus"), file.get_tensor(f"{name}.phase")) for name in layers}
+
+
+def statistics(spectra: Mapping[str, Spectrum], target: Target | None) -> dict[str, float]:
+    """Figures that a study can relate to a score: pooled over layers, each counted step and head alike."""
+    pooled: dict[str, list[float]] = {}
+    for spectrum in spectra.values():
+        weights = spectrum.weights()
+        log_timescale, modulus = torch.broadcast_to(spectrum.log_timescale, weights.shape), spectrum.modulus
+        mean = (weights * log_timescale).sum()
+        figures = {
+            "mean_log_timescale": mean,
+            "spread_log_timescale": (weights * (log_timescale - mean).square()).sum().sqrt(),
+            "share_below_0.1": (weights * (modulus < 0.1)).sum(),
+            "share_above_0.9": (weights * (modulus >= 0.9)).sum(),
+            "mean_phase": (weights * spectrum.folded_phase).sum(),
+        }
+        if target is not None:
+            figures["spectral_distance"] = target.distance(spectrum)
+        for name, value in figures.items():
+            pooled.setdefault(name, []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in pooled.items()}

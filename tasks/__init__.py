@@ -1,0 +1,1 @@
+"""Tasks: data, batches, the score and its chance level."""

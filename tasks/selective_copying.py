@@ -1,0 +1,99 @@
+"""Selective copying: repeat the data tokens, forget the blanks between them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from specreg.tasks.streams import below, distinct, stream_keys, words
+from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, Split
+
+__all__ = ["SelectiveCopying"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveCopying(GeneratedTask):
+    """Selective copying: M data tokens scattered among L blanks, to be repeated in their order.
+
+    Probes selection: a time-invariant recurrence cannot tell which steps to keep, whatever its eigenvalues. Token 0 is
+    the blank, A − 1 the marker, 1 … A − 2 are data. M data tokens, uniform with repetition, stand at M random sorted
+    positions of the first L + M steps, blanks elsewhere; M markers follow, and at the i-th marker the i-th data token
+    is the target. Every other position is unscored.
+
+    Sizes: the sequence length is T = L + 2M. (L, M, A) = (100, 10, 10) are the S4 repository's defaults; the Mamba
+    paper's setting is length 4096 with M = A = 16. Inputs (B, T) tokens, targets (B, T), A classes.
+
+    Chance: 1/(A − 2), any one data token always.
+
+    Source: Gu, Dao (2023), arXiv:2312.00752; the rule is that of the S4 repository's `copying` data set with
+    `variable`; the task with fixed positions is Arjovsky, Shah, Bengio (2015), arXiv:1511.06464.
+
+    Raises ValueError for blanks < 0, tokens < 1, alphabet < 4 or an empty split.
+    """
+
+    blanks: int = 100
+    """Blank steps L among the data tokens."""
+    tokens: int = 10
+    """Data tokens M, and as many markers."""
+    alphabet: int = 10
+    """Distinct tokens A, the blank and the marker among them."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.blanks < 0 or self.tokens < 1:
+            given = f"blanks is {self.blanks} and tokens {self.tokens}"
+            raise ValueError(f"{given}; give 0 or more blanks and 1 or more tokens")
+        if self.alphabet < 4:
+            raise ValueError(f"alphabet is {self.alphabet}; blank and marker take two: give 4 or more")
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return 20 blanks, 6 data tokens, 8 distinct tokens."""
+        return cls(blanks=20, tokens=6, alphabet=8, validation_examples=200, test_examples=200)
+
+    @property
+    def vocab_size(self) -> int:
+        """The alphabet A."""
+        return self.alphabet
+
+    @property
+    def channels(self) -> int:
+        """Inputs are tokens: 0."""
+        return 0
+
+    @property
+    def num_classes(self) -> int:
+        """The alphabet A."""
+        return self.alphabet
+
+    @property
+    def max_length(self) -> int:
+        """The length L + 2M of every sequence."""
+        return self.blanks + 2 * self.tokens
+
+    @property
+    def per_position(self) -> bool:
+        """A target a position: True."""
+        return True
+
+    @property
+    def chance(self) -> float:
+        """One over the number of data tokens, 1/(A − 2)."""
+        return 1.0 / (self.alphabet - 2)
+
+    def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
+        """Return the examples at `indices`."""
+        count, scattered = self.tokens, self.blanks + self.tokens
+        drawn = words(stream_keys(self.seed, split, indices), 0, 2 * count)
+        data = 1 + below(drawn[:, :count], self.alphabet - 2)
+        positions = np.sort(distinct(drawn[:, count:], scattered), axis=1)
+
+        inputs = np.zeros((indices.size, self.max_length), dtype=np.int64)
+        np.put_along_axis(inputs, positions, data, axis=1)
+        inputs[:, scattered:] = self.alphabet - 1
+        targets = np.full_like(inputs, UNSCORED)
+        targets[:, scattered:] = data
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
