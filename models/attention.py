@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from specreg.models.mixer import Mixer, convolution, convolve, full_precision, masked
@@ -38,13 +35,16 @@ class Attention(Mixer):
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         return q, k, v, tail
 
-    @abstractmethod
-    def spectral_parameters(self) -> Iterator[nn.Parameter]: ...
+
+def begun(before: Tensor | bool, mask: Tensor | None) -> Tensor | bool:
+    """Which rows ``(B,)`` have had a real step by the end of this call; True: all, False: none."""
+    return True if mask is None or before is True else mask.any(1) | before
 
 
-def counted(log_normaliser: Tensor, fresh: bool, mask: Tensor | None) -> Tensor | None:
-    """Which decays η_{t−1}/η_t count, ``(B|1, T)``: not padding, nor λ_1 of a fresh start, which does not exist."""
-    if not fresh:
+def counted(log_normaliser: Tensor, before: Tensor | bool, mask: Tensor | None) -> Tensor | None:
+    """Which decays η_{t−1}/η_t count, ``(B|1, T)``: not padding, nor λ_1 of a row not begun `before`: no η_0."""
+    if before is True:
         return mask
-    exists = log_normaliser.new_ones(1, log_normaliser.shape[1]).cumsum(1) > 1
+    later = log_normaliser.new_ones(1, log_normaliser.shape[1]).cumsum(1) > 1
+    exists = later | (before.unsqueeze(1) if isinstance(before, Tensor) else before)
     return exists if mask is None else exists & mask

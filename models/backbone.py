@@ -59,7 +59,8 @@ class Backbone(nn.Module):
     """Embedding → one block for each mixer → norm → mean over real steps (or each step) → linear head.
 
     Takes token ids ``(B, T)`` (give `vocab_size`) or values ``(B, T, channels)`` (give `channels`); answers with logits
-    ``(B, num_classes)``, or ``(B, T, num_classes)`` with `per_position`.
+    ``(B, num_classes)``, or ``(B, T, num_classes)`` with `per_position`. A `mask` is True at real steps, padding after
+    them; `ValueError` for any other.
     """
 
     def __init__(
@@ -94,14 +95,17 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits."""
-        x = self._embed(inputs)
+        x = self._embed(inputs, mask)
         for block in self.blocks:
             x = block(x, mask)
         return self._answer(x, mask)
 
     def with_systems(self, inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, LinearSystem]]:
-        """Logits, and the system that each layer applied, by the names "layers.0", "layers.1", …"""
-        x = self._embed(inputs)
+        """Logits, and the system that each layer applied, by the names "layers.0", "layers.1", …
+
+        Blocks and mixers are not called here, so that forward hooks on them do not run.
+        """
+        x = self._embed(inputs, mask)
         systems = {}
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -122,7 +126,9 @@ class Backbone(nn.Module):
             return (linear - head) * length + head + sum(mixer.core_macs(length) for mixer in self.mixers())
         return linear * length + sum(mixer.core_macs(length) for mixer in self.mixers())
 
-    def _embed(self, inputs: Tensor) -> Tensor:
+    def _embed(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            check_mask(mask, inputs.shape[:2])
         x = self.embedding(inputs)
         if self.positions is None:
             return x  # type: ignore[no-any-return]
@@ -135,6 +141,18 @@ class Backbone(nn.Module):
         if not self.per_position:
             x = x.mean(1) if mask is None else masked(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
         return self.head(x)  # type: ignore[no-any-return]
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Refuse a mask that is not right padding; under `torch.compile`, which sees no values, by its shape alone."""
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(f"a mask is bool of shape {tuple(shape)}, got {mask.dtype} of shape {tuple(mask.shape)}")
+    if torch.compiler.is_compiling():
+        return
+    bad = (mask[:, 1:] & ~mask[:, :-1]).any(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"row {row} of the mask has a real step after padding: put the real steps of each row first")
 
 
 def make_norm(norm: Norm, d_model: int) -> nn.Module:

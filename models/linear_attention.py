@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from specreg.models.attention import Attention, counted
+from specreg.models.attention import Attention, begun, counted
 from specreg.models.mixer import last_real, masked, padding_gain, without_autocast
 from specreg.models.scans import decayed_attention
 from specreg.operators import ScaledIdentity
@@ -23,6 +22,7 @@ class LinearState(NamedTuple):
 
     sums: Tensor  # Σ φ(k) [v, 1]ᵀ (B, H, e, d + 1)
     log_normaliser: Tensor  # (B, H)
+    begun: Tensor | bool  # (B,), which rows have had a real step; True: all
     tail: Tensor | None
 
 
@@ -54,7 +54,8 @@ class LinearAttention(Attention):
         core, log_eta = sums[..., :-1] / eta.unsqueeze(-1), eta.log()
         applied = Applied(q, k, v, log_eta, state, mask)
         log_last = last_real(log_eta, mask, None if state is None else state.log_normaliser)
-        return masked(core.flatten(2), mask), LinearState(last, log_last, tail), applied
+        rows = begun(state is not None and state.begun, mask)
+        return masked(core.flatten(2), mask), LinearState(last, log_last, rows, tail), applied
 
     def system(self, applied: Applied) -> System:
         log_eta, before = applied.log_normaliser, applied.previous
@@ -73,11 +74,8 @@ class LinearAttention(Attention):
             log_gain=-log_eta if padding is None else padding - log_eta,
             log_readout_gain=padding,
             initial=initial,
-            mask=counted(log_eta, before is None, applied.mask),
+            mask=counted(log_eta, before is not None and before.begun, applied.mask),
         )
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        return iter(())
 
     def refusal(self, target: Target) -> str:
         return (

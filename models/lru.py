@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specreg.models.mixer import Mixer, convolution, convolve, full_precision, last_real, masked, padding_gain
+from specreg.models.mixer import Mixer, assign, convolution, convolve, full_precision, last_real, masked, padding_gain
 from specreg.models.scans import diagonal_scan
-from specreg.operators import Diagonal, from_polar
+from specreg.operators import Diagonal
+from specreg.spectrum import from_polar
 from specreg.system import System
 from specreg.targets import Ring, Target
 
@@ -38,6 +38,8 @@ class LRU(Mixer):
     A GELU follows the core. Orvieto et al. 2023, arXiv 2303.06349.
     """
 
+    spectral_names: tuple[str, ...] = ("log_rate", "log_phase")
+
     def __init__(
         self,
         d_model: int,
@@ -61,14 +63,13 @@ class LRU(Mixer):
         if init is not None:
             self.initialise(init)
 
-    @torch.no_grad()
     def initialise(self, target: Target) -> None:
         """Assign the target's quantiles; a target without a law of phases leaves the phases as they are."""
         log_modulus, phase = target.quantiles(self.d_state)
-        self.log_rate.copy_((-log_modulus).log())
+        assign(self, "log_rate", (-log_modulus).log())
         if phase is not None:
-            self.log_phase.copy_(phase.log())
-        self.log_gain.copy_(0.5 * (-torch.expm1(2 * log_modulus)).log())  # √(1 − |λ|²)
+            assign(self, "log_phase", phase.log())
+        assign(self, "log_gain", 0.5 * (-torch.expm1(2 * log_modulus)).log())  # √(1 − |λ|²)
 
     def mix(self, u: Tensor, state: LRUState | None, mask: Tensor | None) -> tuple[Tensor, LRUState, Applied]:
         x, tail = convolve(self.convolution, masked(u, mask), None if state is None else state.tail, mask)
@@ -106,10 +107,6 @@ class LRU(Mixer):
     def readout(self, core: Tensor, u: Tensor) -> Tensor:
         """GELU, gate and output projection."""
         return self.output(self.gated(F.gelu(core), u))  # type: ignore[no-any-return]
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        yield self.log_rate
-        yield self.log_phase
 
     def core_macs(self, length: int) -> int:
         return length * self.d_state * (4 * self.d_model + 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -13,9 +12,11 @@ from torch.nn import functional as F
 from specreg.models.mixer import (
     Mixer,
     UnreachableTargetError,
+    assign,
     convolution,
     convolve,
     full_precision,
+    gate_logits,
     log_softplus,
     masked,
     padding_gain,
@@ -53,6 +54,8 @@ class Mamba2(Mixer):
     learnt from there. Without one, e^a is uniform on [1, 16] and Δ log-uniform on [0.001, 0.1], as published.
     """
 
+    spectral_names: tuple[str, ...] = ("log_rate", "step_bias")
+
     def __init__(
         self,
         d_model: int,
@@ -80,13 +83,12 @@ class Mamba2(Mixer):
         if init is not None:
             self.initialise(init)
 
-    @torch.no_grad()
     def initialise(self, target: Target) -> None:
         """Assign the target's quantiles, one to each head; raises for a target with a law of phases."""
         log_modulus = real_quantiles(self, target, self.heads)
-        self.log_rate.zero_()
-        self.step_bias.copy_(inverse_softplus(-log_modulus))
-        self.step_projection.weight.zero_()
+        assign(self, "log_rate", torch.zeros(self.heads))
+        assign(self, "step_bias", inverse_softplus(-log_modulus))
+        assign(self.step_projection, "weight", torch.zeros(self.heads, self.d_model))
 
     def mix(self, u: Tensor, state: Mamba2State | None, mask: Tensor | None) -> tuple[Tensor, Mamba2State, Applied]:
         x, tail = convolve(
@@ -96,7 +98,7 @@ class Mamba2(Mixer):
         values, keys, queries = x.split((self.width, self.d_state, self.d_state), -1)
         values = values.unflatten(-1, (self.heads, -1))
         keys, queries = keys.unsqueeze(2), queries.unsqueeze(2)
-        step_logit = full_precision(self.step_projection(u)) + self.step_bias
+        step_logit = gate_logits(self.step_projection, u) + self.step_bias
         step = F.softplus(step_logit)
         log_decay = self.log_decay(step, mask)
         initial = None if state is None else state.hidden
@@ -127,10 +129,6 @@ class Mamba2(Mixer):
     def gated(self, core: Tensor, u: Tensor) -> Tensor:
         core = super().gated(core, u)
         return core if self.norm is None else self.norm(core)
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        yield self.log_rate
-        yield self.step_bias
 
     def core_macs(self, length: int) -> int:
         return 2 * length * self.d_state * self.width

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from specreg.system import LinearSystem
 from specreg.targets import Target
@@ -24,9 +25,11 @@ class Mixer(nn.Module, ABC):
     A member writes `mix`, which runs the fast form and returns what it applied, and `system`, which lays that out as
     a `LinearSystem`; nothing is projected twice, and a forward pass that nobody asks for its system builds none.
 
-    `mask` marks real steps: the first n of each row are True, the padding after them False. The state is then that
-    after the last real step.
+    `mask` marks real steps: the first n of each row are True, the padding after them False (`Backbone` checks it). The
+    state is then that after the last real step.
     """
+
+    spectral_names: tuple[str, ...] = ()  # of the parameters that set eigenvalues directly
 
     def __init__(self, d_model: int, width: int, gate: bool) -> None:
         super().__init__()
@@ -44,10 +47,6 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def system(self, applied: Any) -> LinearSystem:
         """The system behind a call of `mix`."""
-
-    @abstractmethod
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that set eigenvalues directly: an optimiser group of their own, without weight decay."""
 
     @abstractmethod
     def core_macs(self, length: int) -> int:
@@ -80,6 +79,17 @@ class Mixer(nn.Module, ABC):
     def gated(self, core: Tensor, u: Tensor) -> Tensor:
         """core ∘ SiLU(W u + b), or the core itself without a gate."""
         return core if self.gate is None else core * F.silu(self.gate(u))
+
+    def spectral_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that set eigenvalues directly: an optimiser group of their own, without weight decay.
+
+        Of a parametrised one, what is trained: the unconstrained parameter behind it.
+        """
+        for name in self.spectral_names:
+            if parametrize.is_parametrized(self, name):
+                yield from self.get_submodule(f"parametrizations.{name}").parameters(recurse=False)
+            else:
+                yield self.get_parameter(name)
 
     def initialise(self, target: Target) -> None:
         """Set the parameters so that the spectrum is the target's; raises `UnreachableTargetError` if it cannot be."""
@@ -151,9 +161,25 @@ def last_real(values: Tensor, mask: Tensor | None, before: Tensor | None) -> Ten
     return torch.cat((first.unsqueeze(1), values), 1).gather(1, index).squeeze(1)
 
 
+@torch.no_grad()
+def assign(module: nn.Module, name: str, value: Tensor) -> None:
+    """Set a parameter, through its parametrisation if it has one, where `copy_` would write into a computed tensor."""
+    parameter = getattr(module, name)
+    if parametrize.is_parametrized(module, name):
+        setattr(module, name, value.to(parameter))
+    else:
+        parameter.copy_(value)
+
+
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """A region in which matrix products keep float32: for what log λ is made of."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def gate_logits(layer: nn.Linear, u: Tensor) -> Tensor:
+    """`layer(u)` in float32 or better, also under autocast: bfloat16 has 8 bits, of which log λ would keep few."""
+    with without_autocast(u):
+        return full_precision(layer(u.to(layer.weight.dtype)))
 
 
 def log_softplus(z: Tensor) -> Tensor:

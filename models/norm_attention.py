@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specreg.models.attention import Attention, counted
-from specreg.models.mixer import full_precision, last_real, log_softplus, masked, padding_gain
+from specreg.models.attention import Attention, begun, counted
+from specreg.models.mixer import gate_logits, last_real, log_softplus, masked, padding_gain
 from specreg.models.scans import decayed_attention
 from specreg.operators import ScaledIdentity
 from specreg.system import System
@@ -25,6 +25,7 @@ class NormState(NamedTuple):
 
     sums: Tensor  # Σ k vᵀ (B, H, e, d)
     log_normaliser: Tensor  # (B, H)
+    begun: Tensor | bool  # (B,), which rows have had a real step; True: all
     tail: Tensor | None
 
 
@@ -61,6 +62,8 @@ class NormAttention(Attention):
         if normaliser not in LOG_NORMALISERS:
             raise ValueError(f"normaliser must be one of {', '.join(LOG_NORMALISERS)}, got {normaliser!r}")
         self.normaliser = normaliser
+        # the offsets cancel from log λ_t = z_{t−1} − z_t
+        self.spectral_names = () if normaliser == "exp" else ("offset",)
         self.norm = nn.Linear(d_model, heads, bias=False)
         low, high = OFFSETS[normaliser]
         self.offset = nn.Parameter(torch.linspace(low, high, heads))
@@ -68,12 +71,13 @@ class NormAttention(Attention):
     def mix(self, u: Tensor, state: NormState | None, mask: Tensor | None) -> tuple[Tensor, NormState, Applied]:
         q, k, v, tail = self.project(u, None if state is None else state.tail, mask)
         k = k / math.sqrt(k.shape[-1])
-        log_eta = LOG_NORMALISERS[self.normaliser](full_precision(self.norm(masked(u, mask))) + self.offset)
+        log_eta = LOG_NORMALISERS[self.normaliser](gate_logits(self.norm, masked(u, mask)) + self.offset)
         sums, last = decayed_attention(q, k, v, None, None if state is None else state.sums)
         core = masked((sums * (-log_eta).exp().unsqueeze(-1)).flatten(2), mask)
         applied = Applied(q, k, v, log_eta, state, mask)
-        before = None if state is None else state.log_normaliser
-        return core, NormState(last, last_real(log_eta, mask, before), tail), applied
+        log_last = last_real(log_eta, mask, None if state is None else state.log_normaliser)
+        rows = begun(state is not None and state.begun, mask)
+        return core, NormState(last, log_last, rows, tail), applied
 
     def system(self, applied: Applied) -> System:
         log_eta, before = applied.log_normaliser, applied.previous
@@ -88,14 +92,9 @@ class NormAttention(Attention):
             log_gain=padding,
             log_readout_gain=-log_eta if padding is None else padding - log_eta,
             initial=None if before is None else before.sums,
-            mask=counted(log_eta, before is None, applied.mask),
+            mask=counted(log_eta, before is not None and before.begun, applied.mask),
         )
         return neutral.regauged(-log_eta, -first)
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        """The offsets; not those of `exp`, where log λ_t = z_{t−1} − z_t does not depend on them."""
-        if self.normaliser != "exp":
-            yield self.offset
 
     def refusal(self, target: Target) -> str:
         return (

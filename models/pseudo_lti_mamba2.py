@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specreg.models.mamba2 import Mamba2, inverse_softplus, real_quantiles
+from specreg.models.mixer import assign
 from specreg.targets import Target
 
 
@@ -18,6 +17,8 @@ class PseudoLTIMamba2(Mamba2):
     The variant of Rickenbach et al. 2025, arXiv 2510.09379, with a uniform on [−8, −2] at the start; Δ_t of a head
     scales all columns of its B (there: a quarter of them).
     """
+
+    spectral_names: tuple[str, ...] = ("log_rate",)
 
     def __init__(
         self,
@@ -34,13 +35,9 @@ class PseudoLTIMamba2(Mamba2):
         if init is not None:
             self.initialise(init)
 
-    @torch.no_grad()
     def initialise(self, target: Target) -> None:
         """Assign the target's quantiles, one to each head; raises for a target with a law of phases."""
-        self.log_rate.copy_(inverse_softplus(-real_quantiles(self, target, self.heads)))
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        yield self.log_rate
+        assign(self, "log_rate", inverse_softplus(-real_quantiles(self, target, self.heads)))
 
     def log_decay(self, step: Tensor, mask: Tensor | None) -> Tensor:
         constant = -F.softplus(self.log_rate).view(1, 1, -1)

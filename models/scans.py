@@ -14,6 +14,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from specreg.models.mixer import full_precision
+
 SCAN_CHUNK = 32
 ATTENTION_CHUNK = 64
 FORGOTTEN = -800.0  # log of a decay that is 0 in float64, and whose sums over a chunk keep 1e-11
@@ -32,6 +34,8 @@ def diagonal_scan(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
 
 class DiagonalScan(Function):
     """The scan with its adjoint; use `diagonal_scan`."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
@@ -103,23 +107,25 @@ def decayed_attention(
     The chunked form of Dao & Gu 2024 (arXiv 2405.21060): inside a chunk of K steps a masked K×K product, between
     chunks the state; O(T·(K·(n + d) + n·d)) operations. Decays are summed in float64, since a float32 difference of
     cumulative sums loses four digits over long chunks. A decay under e^{−800} is 0, in value and in gradient.
+    Under autocast the products are rounded, but neither decays nor the state: a sum in bfloat16 ends at 256 terms.
     """
     length = values.shape[1]
     chunk = min(chunk, length)
     padding = -length % chunk
     q, k, v = (
-        F.pad(x, (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, chunk)).transpose(2, 3) for x in (queries, keys, values)
+        F.pad(full_precision(x), (0, 0, 0, 0, 0, padding)).unflatten(1, (-1, chunk)).transpose(2, 3)
+        for x in (queries, keys, values)
     )  # (B, C, H, K, ·)
     scores = q @ k.mT
     if log_decay is None:
         causal = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
         weights, written, read, kept = scores.masked_fill(~causal, 0.0), k, q, None
     else:
-        decay_from, to_end, from_start = _chunk_decays(log_decay, length, chunk, values.dtype)
+        decay_from, to_end, from_start = _chunk_decays(log_decay, length, chunk, v.dtype)
         weights, written, read = scores * decay_from, k * to_end.unsqueeze(-1), q * from_start.unsqueeze(-1)
         kept = from_start[..., -1]
-    updates = written.mT @ v  # (B, C, H, n, d)
-    state = torch.zeros_like(updates[:, 0]) if initial is None else initial
+    updates = full_precision(written.mT @ v)  # (B, C, H, n, d)
+    state = torch.zeros_like(updates[:, 0]) if initial is None else full_precision(initial)
     states = []
     for c, update in enumerate(updates.unbind(1)):
         states.append(state)

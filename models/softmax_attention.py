@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
-from specreg.models.attention import Attention, counted
+from specreg.models.attention import Attention, begun, counted
 from specreg.models.mixer import last_real, masked, without_autocast
 from specreg.system import KernelSystem
 from specreg.targets import Target
@@ -23,6 +22,7 @@ class SoftmaxState(NamedTuple):
     values: Tensor  # (B, S, H, d)
     mask: Tensor | None  # (B, S), False at padding
     log_normaliser: Tensor  # (B, H)
+    begun: Tensor | bool  # (B,), which rows have had a real step; True: all
     tail: Tensor | None
 
 
@@ -55,22 +55,21 @@ class SoftmaxAttention(Attention):
             key_mask = joined(state.mask, mask, state.keys, k)
         core, log_eta = attend(q, keys, values, None if state is None else key_mask, fresh=state is None)
         last = last_real(log_eta, mask, None if state is None else state.log_normaliser)
-        new_state = SoftmaxState(keys, values, key_mask, last, tail)
+        rows = begun(state is not None and state.begun, mask)
+        new_state = SoftmaxState(keys, values, key_mask, last, rows, tail)
         return masked(core.flatten(2), mask), new_state, Applied(q, keys, values, log_eta, state, key_mask, mask)
 
     def system(self, applied: Applied) -> KernelSystem:
+        before = applied.previous
         return KernelSystem(
             queries=applied.queries,
             keys=applied.keys,
             values=applied.values,
             log_normaliser=applied.log_normaliser,
-            previous_log_normaliser=None if applied.previous is None else applied.previous.log_normaliser,
+            previous_log_normaliser=None if before is None else before.log_normaliser,
             key_mask=applied.key_mask,
-            mask=counted(applied.log_normaliser, applied.previous is None, applied.mask),
+            mask=counted(applied.log_normaliser, before is not None and before.begun, applied.mask),
         )
-
-    def spectral_parameters(self) -> Iterator[nn.Parameter]:
-        return iter(())
 
     def refusal(self, target: Target) -> str:
         return (

@@ -15,6 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from specreg.spectrum import from_polar, polar
+
 
 class LinearOperator(ABC):
     """A batch of square linear maps; batch axes first."""
@@ -33,7 +35,7 @@ class LinearOperator(ABC):
         """The conjugate transpose."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StructuredOperator(LinearOperator):
     """An operator whose eigenvalues come in closed form or by one dense solve.
 
@@ -133,7 +135,7 @@ def windowed_sum(logs: Tensor, width: int, stride: int) -> Tensor:
     return torch.where(zeros[:, stop] > zeros[:, start], -torch.inf, sums)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScaledIdentity(StructuredOperator):
     """±exp(a) I: one decay for all n states of a head, as in attention, Mamba-2 and RetNet."""
 
@@ -187,7 +189,7 @@ class ScaledIdentity(StructuredOperator):
         return self.log_factor.exp() if self.sign is None else self.sign * self.log_factor.exp()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagonal(StructuredOperator):
     """diag(λ_1 … λ_n) by log-modulus and, for a complex operator, phase, or, for a real one, sign.
 
@@ -255,12 +257,16 @@ class Diagonal(StructuredOperator):
         return cls(log_magnitude, angle=angle)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(StructuredOperator):
     """A batch of square matrices without structure, real or complex: a recurrent weight, a Jacobian.
 
     Raises `ValueError` for a matrix that is not square and, when eigenvalues are asked for, for an entry that is NaN
     or infinite, with the index of the batch element.
+
+    The gradient is torch's, which needs a basis of eigenvectors. At a defective matrix (a shift, a Jordan block) no
+    gradient exists: torch raises `LinAlgError` in the backward pass, for the whole batch if one matrix is so, or gives
+    values of order 1/eps. Leave such matrices out or add a small random one; values alone are safe.
     """
 
     matrix: Tensor  # (*batch, n, n)
@@ -322,21 +328,6 @@ class Dense(StructuredOperator):
     def example(cls) -> Dense:
         """Real matrices with real and complex eigenvalues, batch (2, 7, 3), n = 4, float64."""
         return cls(torch.randn(2, 7, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-
-
-def from_polar(log_modulus: Tensor, phase: Tensor) -> Tensor:
-    """Complex values e^{log_modulus + i phase}; the gradient of `torch.polar` is NaN where the modulus is subnormal."""
-    modulus = log_modulus.exp()
-    return torch.complex(modulus * phase.cos(), modulus * phase.sin())
-
-
-def polar(values: Tensor) -> tuple[Tensor, Tensor]:
-    """log-modulus and phase of complex `values`, with gradient 0 instead of NaN at exactly 0 (log-modulus −inf)."""
-    zero = values == 0
-    safe = torch.where(zero, torch.ones_like(values), values)
-    modulus = safe.abs()
-    # torch's gradient of `angle` divides by |z|², which underflows at 1e-30 in float32: take it on the unit circle
-    return torch.where(zero, -torch.inf, modulus.log()), (safe / modulus.detach()).angle()
 
 
 def _expanded(field: Tensor | None, like: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ SMALLEST_RATE = 1e-6  # decay a step below which a timescale is read as "for eve
 LARGEST_RATE = 1e9  # decay a step above which an eigenvalue is read as 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
     """Distinct eigenvalues of a batch of transitions, as log-modulus and phase.
 
@@ -28,7 +28,7 @@ class Spectrum:
     @property
     def eigenvalues(self) -> Tensor:
         """Complex values ``(B|1, T|1, H, m)``; log-moduli beyond the number range overflow here and only here."""
-        return torch.polar(self.log_modulus.exp(), self.phase.contiguous())
+        return from_polar(self.log_modulus, self.phase)
 
     @property
     def modulus(self) -> Tensor:
@@ -83,6 +83,21 @@ class Spectrum:
             if self.log_modulus.shape[axis] == 1:
                 counts = counts.sum(axis, keepdim=True)
         return counts
+
+
+def from_polar(log_modulus: Tensor, phase: Tensor) -> Tensor:
+    """Complex values e^{log_modulus + i phase}; the gradient of `torch.polar` is NaN where the modulus is subnormal."""
+    modulus = log_modulus.exp()
+    return torch.complex(modulus * phase.cos(), modulus * phase.sin())
+
+
+def polar(values: Tensor) -> tuple[Tensor, Tensor]:
+    """log-modulus and phase of complex `values`, with gradient 0 instead of NaN at exactly 0 (log-modulus −inf)."""
+    zero = values == 0
+    safe = torch.where(zero, torch.ones_like(values), values)
+    modulus = safe.abs()
+    # torch's gradient of `angle` divides by |z|², which underflows at 1e-30 in float32: take it on the unit circle
+    return torch.where(zero, -torch.inf, modulus.log()), (safe / modulus.detach()).angle()
 
 
 def log_timescale(log_modulus: Tensor) -> Tensor:

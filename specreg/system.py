@@ -53,7 +53,7 @@ class LinearSystem(ABC):
         """The same input–output map with the state e^{log_gauge_t} h_t; `before` is the gauge of the initial state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System(LinearSystem):
     """S_t = Λ_t S_{t−1} + e^{gain_t} K_t V_t + drift_t,  core_t = e^{readout_gain_t} Re(Q_t S_t) + D ∘ V_t.
 
@@ -157,7 +157,7 @@ class System(LinearSystem):
         return size * log_size.exp()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelSystem(LinearSystem):
     """Softmax attention in the dictionary of the keys seen so far, where its infinite state is finite.
 

@@ -39,7 +39,7 @@ class Ramp:
         return min(1.0, max(0.0, (step - self.start) / (self.stop - self.start)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a term found: the weighted loss, the penalty of each layer and the spectra behind them."""
 

@@ -19,10 +19,11 @@ from specreg.studies.configuration import ConfigurationError, Optimiser, Run, ex
 from specreg.studies.expressions import build, parse, unknown
 from specreg.targets import Target
 from specreg.tasks.task import Task
-from specreg.terms import Term
+from specreg.terms import Constant, Term
 
 T = TypeVar("T")
 D_MODEL, DEPTH = 64, 2  # where a run does not say
+WIDEST = 2**16
 PARAMETER_TOLERANCE = 0.1  # a parameter budget is met to ±10 %
 
 
@@ -70,15 +71,19 @@ def build_target(text: str) -> Target:
 
 
 def build_terms(penalties: tuple[str, ...]) -> tuple[Term, ...]:
-    """A loss term for each expression such as `band(0.5, 1.0)*0.1`; the weight is 1 where none is given."""
+    """A loss term for each expression such as `band(0.5, 1.0)*0.1@ramp(0, 100)`; weight 1 by default."""
     terms = []
     for text in penalties:
         penalty = _expressed(text, {**members.targets(), **members.penalties()}, "penalty")
         if isinstance(penalty, Target):
             name = parse(text).name
             raise ConfigurationError(f"{text!r} is a target: as a penalty write timescale_distance({name}(…))")
-        weight = parse(text).weight
-        terms.append(make_checked(partial(Term, text, Exact(), penalty, 1.0 if weight is None else weight)))
+        found = parse(text)
+        weight = 1.0 if found.weight is None else found.weight
+        schedule = Constant()
+        if found.schedule is not None:
+            schedule = make_checked(partial(build, found.schedule, members.schedules(), "schedule"))
+        terms.append(make_checked(partial(Term, text, Exact(), penalty, weight, schedule)))
     return tuple(terms)
 
 
@@ -91,21 +96,29 @@ def build_model(run: Run, task: Task, init: Target | None) -> Backbone:
         return assemble(cls, settings, task, init)
     if not isinstance(budget, int) or budget < 1 or "d_model" in settings:
         raise ConfigurationError("model.parameters is a count of at least 1, given in place of model.d_model")
-    return within_budget(lambda width: assemble(cls, {**settings, "d_model": width}, task, init), settings, budget)
+    heads = settings.get("heads", 4)
+    unit = heads if isinstance(heads, int) and heads > 0 else 1  # what else it may be, the mixer itself refuses
+
+    def count(width: int) -> int:
+        with torch.device("meta"):  # shapes alone: no memory, no random numbers
+            return count_parameters(assemble(cls, {**settings, "d_model": width * unit}, task, None))
+
+    return assemble(cls, {**settings, "d_model": width_for(budget, count) * unit}, task, init)
 
 
-def within_budget(make_model: Callable[[int], Backbone], settings: Mapping[str, Any], budget: int) -> Backbone:
-    """The model whose width meets a parameter budget best; raises if none comes within ±10 %."""
-    unit = int(settings.get("heads", 4))
+def width_for(budget: int, count: Callable[[int], int]) -> int:
+    """The width whose parameter count, which grows with it, comes nearest to a budget; raises beyond ±10 %."""
     low, high = 1, 2
-    while count_parameters(make_model(high * unit)) < budget:
+    while count(high) < budget and high < WIDEST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count_parameters(make_model(middle * unit)) < budget else (low, middle)
-    best = min((make_model(width * unit) for width in (low, high)), key=lambda m: abs(count_parameters(m) - budget))
-    if abs(count_parameters(best) - budget) > PARAMETER_TOLERANCE * budget:
-        raise ConfigurationError(f"model.parameters: no width comes within 10 % of {budget}; ask for more parameters")
+        low, high = (middle, high) if count(middle) < budget else (low, middle)
+    best = min((low, high), key=lambda width: abs(count(width) - budget))
+    if abs(count(best) - budget) > PARAMETER_TOLERANCE * budget:
+        raise ConfigurationError(
+            f"model.parameters: no width comes within 10 % of {budget:,}; the nearest has {count(best):,}"
+        )
     return best
 
 
@@ -171,7 +184,7 @@ HANDED_IN = ("self", "init", "mixers", "return")
 
 
 def make_checked(maker: Callable[[], T]) -> T:
-    """Call a constructor or reader; its ValueError or missing file passes as a configuration error, message untouched."""
+    """Call a constructor or reader; its ValueError or missing file passes as a configuration error, word for word."""
     try:
         return maker()
     except ConfigurationError:
@@ -188,7 +201,7 @@ def optimiser_groups(model: Backbone, settings: Optimiser) -> list[dict[str, Any
     spectral = {id(p) for mixer in model.mixers() for p in mixer.spectral_parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     rate = settings.learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": [p for p in trained if id(p) not in spectral and p.dim() > 1],
             "weight_decay": settings.weight_decay,
@@ -198,6 +211,7 @@ def optimiser_groups(model: Backbone, settings: Optimiser) -> list[dict[str, Any
     ]
     for group, own in zip(groups, (rate, rate, settings.spectral_learning_rate or rate), strict=True):
         group["lr"] = group["peak"] = own
+        group["spectral"] = group is groups[-1]
     return [group for group in groups if group["params"]]
 
 

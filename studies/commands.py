@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from specreg.studies.configuration import ConfigurationError, Run
 from specreg.studies.console import Output
 from specreg.studies.files import write_text
+from specreg.studies.interrupts import first_interrupt
 
 if TYPE_CHECKING:
     from specreg.studies.events import Event
@@ -111,8 +111,7 @@ def train(given: Given, out: Path | None, dry_run: bool, output: Output) -> dict
         return describe(run, output)
     from specreg.studies import training
 
-    with interruptible(directory):
-        return follow(training.train(run, directory), run, directory, output, 0)
+    return follow(training.train(run, directory), run, directory, output)
 
 
 def resume(given: Given, out: Path | None, output: Output) -> dict[str, Any]:
@@ -123,15 +122,14 @@ def resume(given: Given, out: Path | None, output: Output) -> dict[str, Any]:
     from specreg.studies.run_directory import RunDirectory
 
     run = RunDirectory(out).run()
-    with interruptible(out):
-        return follow(training.train(run, out, resume=True), run, out, output, 0)
+    return follow(training.train(run, out, resume=True), run, out, output)
 
 
-def follow(steps: Iterator[Step], run: Run, directory: Path, output: Output, done: int) -> dict[str, Any]:
-    """Show a training run as it goes; its summary at the end."""
+def follow(steps: Generator[Step, None, None], run: Run, directory: Path, output: Output) -> dict[str, Any]:
+    """Show a training run as it goes; its summary at the end. Ctrl-C ends it after the step, with a checkpoint."""
     from specreg.studies.run_directory import RunDirectory
 
-    with output.progress("training", run.budget.steps) as advance:
+    with first_interrupt() as interrupted, output.progress("training", run.budget.steps) as advance:
         for step in steps:
             note = f"loss {step.task_loss:.3f}"
             advance(step.step, note)
@@ -139,6 +137,11 @@ def follow(steps: Iterator[Step], run: Run, directory: Path, output: Output, don
                 output.say(
                     f"step {step.step:>6}  {note}  validation accuracy {step.evaluation.accuracy:.4f}"
                     f"  mean log timescale {(step.spectrum or {}).get('mean_log_timescale', float('nan')):.2f}"
+                )
+            if interrupted.is_set() and step.step < run.budget.steps:
+                steps.close()
+                raise KeyboardInterrupt(
+                    f"stopped after step {step.step}; go on with: specreg train --resume --out {quote(str(directory))}"
                 )
     summary = RunDirectory(directory).summary() or {}
     if not output.json:
@@ -299,12 +302,3 @@ def setting(text: str) -> tuple[str, Any]:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return path.strip(), value.strip()
-
-
-@contextlib.contextmanager
-def interruptible(directory: Path) -> Iterator[None]:
-    """Say how to go on after Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; go on with: specreg train --resume --out {quote(str(directory))}") from None

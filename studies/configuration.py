@@ -41,7 +41,7 @@ class Optimiser:
     weight_decay: NonNegative = 0.01
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05  # of all steps
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    clip_norm: NonNegative = 1.0  # largest norm of the whole gradient; 0: no clipping
+    clip_norm: NonNegative = 1.0  # largest norm of the gradient, that of spectral parameters apart; 0: none
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,10 +50,15 @@ class Budget:
 
     steps: Count = 600
     batch_size: Count = 32
-    evaluation_batch_size: Count = 256
+    evaluation_batch_size: Count | None = None  # None: as many examples as fill 32,768 steps
     evaluate_every: Count = 100
-    checkpoint_every: Count = 100
+    checkpoint_every: Count | None = None  # None: a tenth of the steps, at most 500
     patience: Count | None = None  # evaluations without a better validation score before stopping; None: never
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.checkpoint_every or min(500, -(-self.steps // 10))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,7 +68,7 @@ class Run:
     model: Settings
     task: Settings
     init: str | None = None  # target expression, e.g. "ring(0.9, 0.99)"
-    penalties: tuple[str, ...] = ()  # penalty expressions with a weight, e.g. "band(0.5, 1.0)*0.1"
+    penalties: tuple[str, ...] = ()  # with weight and schedule, e.g. "band(0.5, 1.0)*0.1@ramp(0, 100)"
     optimiser: Optimiser = Field(default_factory=Optimiser)
     budget: Budget = Field(default_factory=Budget)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -83,10 +88,11 @@ class Run:
 
     @model_validator(mode="after")
     def _expressions(self) -> Self:
-        for text in (*self.penalties, *([self.init] if self.init is not None else [])):
+        for text in self.penalties:
             parse(text)
-        if self.init is not None and parse(self.init).weight is not None:
-            raise ValueError(f"init takes a target without a weight, got {self.init!r}")
+        init = None if self.init is None else parse(self.init)
+        if init is not None and (init.weight, init.schedule) != (None, None):
+            raise ValueError(f"init takes a target without weight and schedule, got {self.init!r}")
         return self
 
     def to_json(self) -> str:
@@ -123,6 +129,12 @@ class Run:
         task = {key: value for key, value in self.task.items() if key != "data"}
         same = replace(self, seed=0, device="cpu", task=task)
         return hashlib.sha256(same.to_json().encode()).hexdigest()[:16]
+
+    def differences(self, other: Run) -> list[str]:
+        """The settings in which two runs differ, where data lies and the device left out."""
+        mine, theirs = asdict(self), asdict(other)
+        names = sorted({*settings_of(mine), *settings_of(theirs)} - {"task.data", "device"})
+        return [name for name in names if _at(mine, name) != _at(theirs, name)]
 
     def updated(self, path: str, value: Any) -> Run:
         """The run with one setting changed, addressed as in `optimiser.learning_rate` or `model.d_state`."""
@@ -177,6 +189,12 @@ def explain(error: ValidationError) -> str:
         else:
             findings.append(f"{where}: {message[0].lower()}{message[1:]}, got {finding['input']!r}")
     return "; ".join(findings)
+
+
+def _at(data: dict[str, Any], name: str) -> Any:
+    table, _, key = name.partition(".")
+    value = data.get(table)
+    return value.get(key) if key and isinstance(value, dict) else value
 
 
 def _key(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Targets and penalties as text: `ring(0.9, 0.99)`, `band(0.5, 1.0)*0.1`. Parsed, never evaluated."""
+"""Targets and penalties as text: `ring(0.9, 0.99)`, `band(0.5, 1.0)*0.1@ramp(0, 100)`. Parsed, never evaluated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,21 +21,22 @@ class ExpressionError(UsageError):
 
 @dataclass(frozen=True)
 class Expression:
-    """A name with arguments, each a number or another expression, and perhaps a weight."""
+    """A name with arguments, each a number or another expression, and perhaps a weight and a schedule."""
 
     name: str
     arguments: tuple[float | int | Expression, ...] = ()
     keywords: Mapping[str, float | int | Expression] = field(default_factory=dict)
     weight: float | None = None
+    schedule: Expression | None = None
 
 
 def parse(text: str) -> Expression:
-    """Read `name(number, …)` or `name(…)*weight`; raises `ExpressionError` for anything else."""
+    """Read `name(number, …)`, `name(…)*weight` or `name(…)*weight@schedule(…)`; `ExpressionError` for anything else."""
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"an expression may have {MAX_LENGTH} characters, got {len(text)}")
     try:
         body = ast.parse(text.strip(), mode="eval").body
-        return _weighted(body, text)
+        return _scheduled(body, text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, ExpressionError):
             raise
@@ -74,11 +75,17 @@ def _argument(value: float | int | Expression, classes: Mapping[str, type], kind
     return build(value, classes, kind) if isinstance(value, Expression) else value
 
 
+def _scheduled(node: ast.expr, text: str) -> Expression:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        return replace(_weighted(node.left, text), schedule=_call(node.right, text))
+    return _weighted(node, text)
+
+
 def _weighted(node: ast.expr, text: str) -> Expression:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         call, weight = (node.left, node.right) if isinstance(node.left, ast.Call) else (node.right, node.left)
         expression = _call(call, text)
-        return Expression(expression.name, expression.arguments, expression.keywords, float(_number(weight, text)))
+        return replace(expression, weight=float(_number(weight, text)))
     return _call(node, text)
 
 

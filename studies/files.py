@@ -55,9 +55,11 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync_file(file)
         sync_folder(draft)
         draft.chmod(0o755)
+        aside = path.with_name(f".{path.name}.old")
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(aside)
         draft.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
+
+
+@contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """An event that the first SIGINT sets, so that work ends at a good place; the second raises KeyboardInterrupt."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Interrupts:

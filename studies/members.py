@@ -37,6 +37,13 @@ def penalties() -> dict[str, type]:
     return _concrete(module, module.Penalty)
 
 
+def schedules() -> dict[str, type]:
+    """Schedules of a term's weight by name: Ramp is "ramp"."""
+    from specreg import terms as module
+
+    return {"constant": module.Constant, "ramp": module.Ramp}
+
+
 def canonical(name: str) -> str:
     """The name as listed: `pseudo_lti_mamba2` and `pseudo-lti-mamba2` are the same."""
     return name.replace("_", "-")

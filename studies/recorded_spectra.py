@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from specreg.invariants import MODULUS_EDGES
 from specreg.studies.building import build_target, build_terms
 from specreg.studies.configuration import ConfigurationError, Run
 from specreg.studies.recording import GAUGE, decode
@@ -23,7 +24,7 @@ from specreg.studies.run_directory import RunDirectory
 
 Floats = NDArray[np.float64]
 
-EDGES = (0.1, 0.5, 0.9, 1.0, 10.0, 100.0)
+EDGES = MODULUS_EDGES
 """Edges of the modulus bins, half-open [a, b): Rickenbach et al. 2025, arXiv 2510.09379, whose bins are closed."""
 BINS = ("< 0.1", "0.1–0.5", "0.5–0.9", "0.9–1", "1–10", "10–100", "≥ 100")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from specreg.estimators import Exact
+from specreg.invariants import effective_memory
 from specreg.models.backbone import Backbone
 from specreg.spectrum import Spectrum
 from specreg.system import LinearSystem
@@ -20,6 +21,7 @@ from specreg.tasks.task import Batch
 
 EXAMPLES = 64  # of the validation split
 VALUES_A_HEAD = 1024  # kept on disk, evenly spaced over examples and steps
+MEMORY_STEPS = 2**13  # in the batch that effective memory is taken from
 GAUGE = "as applied"
 
 
@@ -39,6 +41,15 @@ def spectra_of(systems: Mapping[str, LinearSystem]) -> dict[str, Spectrum]:
     return {name: Exact()(system).detach() for name, system in systems.items()}
 
 
+@torch.no_grad()
+def memory_of(model: Backbone, batch: Batch) -> float:
+    """Effective memory as a share of the past, averaged over layers and heads: what no change of gauge alters."""
+    few = max(1, MEMORY_STEPS // batch.inputs.shape[1])
+    part = Batch(batch.inputs[:few], batch.targets[:few], None if batch.mask is None else batch.mask[:few])
+    memories = [effective_memory(system).mean() for system in systems_of(model, part).values()]
+    return float(torch.stack(memories).mean())
+
+
 def encode(spectra: Mapping[str, Spectrum], step: int) -> bytes:
     """A safetensors file: "<layer>.log_modulus" and "<layer>.phase", each ``(H, values)``."""
     tensors: dict[str, Tensor] = {}
@@ -51,16 +62,21 @@ def encode(spectra: Mapping[str, Spectrum], step: int) -> bytes:
 
 
 def counted_values(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
-    """log-moduli and phases of the steps that count, ``(H, values)``, thinned to `VALUES_A_HEAD`."""
-    batch, steps = spectrum.log_modulus.shape[:2]
+    """log-moduli and phases of the steps that count, ``(H, values)``, thinned to about `VALUES_A_HEAD`.
+
+    Steps are drawn without replacement from all examples, by a fixed seed: every n-th of them would be the same place
+    of every example, such as one column of an image. A step that is drawn keeps all its eigenvalues.
+    """
+    batch, steps, _, distinct = spectrum.log_modulus.shape
     mask = spectrum.mask
     keep = torch.ones(batch, steps, dtype=torch.bool) if mask is None or steps == 1 else mask.cpu().expand(batch, steps)
-    values = []
-    for field in (spectrum.log_modulus, spectrum.phase):
-        kept = field.cpu().expand(batch, steps, -1, -1)[keep].transpose(0, 1).flatten(1)  # (H, counted · m)
-        stride = max(1, -(-kept.shape[1] // VALUES_A_HEAD))
-        values.append(kept[:, ::stride])
-    return values[0], values[1]
+    places = keep.flatten().nonzero().squeeze(1)
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = places[order[: max(1, VALUES_A_HEAD // distinct)].sort().values]
+    log_modulus, phase = (
+        field.cpu().flatten(0, 1)[drawn].transpose(0, 1).flatten(1) for field in (spectrum.log_modulus, spectrum.phase)
+    )
+    return log_modulus, phase
 
 
 def decode(path: Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -34,6 +34,7 @@ from specreg.studies.storage import open_study
 Outcome = Literal["completed", "pruned", "failed", "unfinished"]
 SPECTRAL_STATISTICS = {
     "spectral_distance": "distance to the target (log steps)",
+    "effective_memory": "effective memory (share of the past)",
     "mean_log_timescale": "mean of log τ (log steps)",
     "spread_log_timescale": "spread of log τ (log steps)",
     "share_below_0.1": "share of |λ| < 0.1",

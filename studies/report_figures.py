@@ -85,7 +85,10 @@ def front(report: StudyReport) -> go.Figure:
     models = sorted({point.model for point in points})
     for place, model in enumerate(models):
         some = [point for point in points if point.model == model]
-        drawn.add_trace(front_markers(some, SYMBOLS[place % len(SYMBOLS)], scale))
+        measured, others = ([p for p in some if (p.distance is None) == absent] for absent in (False, True))
+        for part, colours in ((measured, scale), (others, None)):
+            if part:
+                drawn.add_trace(front_markers(part, SYMBOLS[place % len(SYMBOLS)], colours))
         drawn.add_trace(legend_entry(model, SYMBOLS[place % len(SYMBOLS)]))
     if scale is not None:
         drawn.update_layout(coloraxis=scale.axis())
@@ -110,8 +113,8 @@ def front_line(report: StudyReport) -> go.Scatter:
 
 
 def front_markers(points: Sequence[Point], symbol: str, scale: DistanceScale | None) -> go.Scatter:
-    """One model's trials; those off the front are faint."""
-    colour: dict[str, Any] = {"color": BLUE}
+    """One model's trials, grey without a scale of spectral distances; those off the front are faint."""
+    colour: dict[str, Any] = {"color": GREY}
     if scale is not None:
         colour = {"color": [scale.position(p.distance) for p in points], "coloraxis": "coloraxis"}
     return go.Scatter(

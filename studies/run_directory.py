@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -71,10 +72,25 @@ class RunDirectory:
                 break  # everything after a torn line is rewritten by the resumed run
         return records
 
-    def keep_metrics_to(self, step: int) -> None:
-        """Forget what was logged after a checkpoint that training goes on from."""
+    def go_back_to(self, step: int) -> None:
+        """Forget what came after a checkpoint that training goes on from, and what a kill left half made."""
         kept = [json.dumps(record) for record in self.metrics() if record["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in kept))
+        later = [file for at, file in self.spectra().items() if at > step]
+        later += [folder for folder in self.best.glob("step-*") if int(folder.name.removeprefix("step-")) > step]
+        for path in (*later, *self.path.glob(".*"), *self.path.glob("*/.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def note_resumption(self, run: Run) -> None:
+        """Add to environment.json where and when a run was taken up again."""
+        file = self.path / "environment.json"
+        try:
+            known = json.loads(file.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ConfigurationError(
+                f"{file}: cannot be read ({error}); a run is resumed in its own directory"
+            ) from None
+        write_json(file, {**known, "resumed": [*known.get("resumed", []), environment(run)]})
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line of metrics."""
@@ -114,7 +130,7 @@ def environment(run: Run) -> dict[str, Any]:
     """Versions, hardware, commit and seeds: enough to know what a figure was made with."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if run.device.startswith("cuda") and torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name(run.device) if run.device.startswith("cuda") else None
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "system": platform.platform(),
@@ -143,6 +159,7 @@ def commit() -> str | None:
     """The commit of the sources, with "+" if they were changed; None for an installed wheel."""
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # a wheel may lie inside somebody's repository
         sha = _git(here, "rev-parse", "HEAD")
         return sha + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -6,20 +6,26 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from specreg.spectrum import Spectrum
 from specreg.studies import checkpoints
 from specreg.studies.building import Parts, build_parts, count_parameters, make_checked, optimiser_groups
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run
-from specreg.studies.recording import EXAMPLES, encode, spectra_of, statistics, systems_of
+from specreg.studies.recording import EXAMPLES, encode, memory_of, spectra_of, statistics, systems_of
 from specreg.studies.run_directory import RunDirectory
 from specreg.tasks.task import Batch, Split
+
+if TYPE_CHECKING:
+    from specreg.studies.worker import Report
+
+EVALUATED_STEPS = 2**15  # time steps in an evaluation batch: larger ones outgrow the caches
 
 
 class DivergedError(FloatingPointError):
@@ -27,7 +33,7 @@ class DivergedError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class SplitScore:
     """Figures on a held-out split."""
 
     accuracy: float
@@ -41,7 +47,7 @@ class Step:
     step: int  # steps done, from 1
     task_loss: float
     penalties: Mapping[str, float]  # unweighted, by expression
-    evaluation: Evaluation | None  # on the validation split, where one was due
+    evaluation: SplitScore | None  # on the validation split, where one was due
     spectrum: Mapping[str, float] | None  # statistics of the spectra recorded with it
 
 
@@ -54,7 +60,7 @@ class Progress:
     best_loss: float = sys.float_info.max
     evaluations_since: int = 0
 
-    def after(self, step: int, evaluation: Evaluation) -> Progress:
+    def after(self, step: int, evaluation: SplitScore) -> Progress:
         """The state after an evaluation; equal accuracy counts as better where the loss is lower."""
         better = (evaluation.accuracy, -evaluation.loss) > (self.best_accuracy, -self.best_loss)
         if better:
@@ -62,22 +68,23 @@ class Progress:
         return replace(self, evaluations_since=self.evaluations_since + 1)
 
 
-def train(run: Run, directory: Path | None = None, resume: bool = False) -> Iterator[Step]:
+def train(run: Run, directory: Path | None = None, resume: bool = False) -> Generator[Step, None, None]:
     """Train `run` step by step; with a directory, leave there all that a report or a resumed run needs.
 
-    A run killed at any moment and resumed goes through the same losses as one never killed (CPU, float32, exactly).
+    A run killed at any moment and resumed goes through the same losses as one never killed (CPU, float32, exactly);
+    leaving the loop early writes a checkpoint first.
     Raises `ConfigurationError` before anything is written, `DivergedError` for a loss that is not finite.
     """
     parts = build_parts(run)
     files = None if directory is None else RunDirectory(directory)
     optimiser = torch.optim.AdamW(optimiser_groups(parts.model, run.optimiser))
     probe = held_out(parts)  # reads the task's files: before anything is written
-    done, progress = 0, Progress()
+    done, progress, seconds = 0, Progress(), 0.0
     if files is not None and resume:
-        done, progress = restore(parts, optimiser, files)
+        done, progress, seconds = restore(run, parts, optimiser, files)
     elif files is not None:
         files.create(run)
-    started = time.monotonic()
+    started = time.monotonic() - seconds
     if files is not None and done == 0:
         record(files, parts, probe, 0)
     forward = compiled(run, parts)
@@ -88,14 +95,26 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Iter
         last = done == run.budget.steps
         evaluation, figures = None, None
         if last or done % run.budget.evaluate_every == 0:
-            evaluation = evaluate_split(parts, "validation", run.budget.evaluation_batch_size)
+            evaluation = evaluate_split(parts, "validation", evaluation_batch_size(run, parts))
+            if not math.isfinite(evaluation.loss):
+                raise DivergedError(f"the validation loss is {evaluation.loss} at step {done}")
             progress = progress.after(done, evaluation)
             figures = measure(parts, probe) if files is None else record(files, parts, probe, done)
             stopped = run.budget.patience is not None and progress.evaluations_since >= run.budget.patience
         step = Step(done, task_loss, penalties, evaluation, figures)
+        seconds = time.monotonic() - started
         if files is not None:
-            keep(files, run, parts, optimiser, step, progress, last or stopped, time.monotonic() - started)
-        yield step
+            log(files, step, seconds)
+            if progress.best_step == done:
+                save(files.best, parts, None, done, progress, seconds)
+            if last or stopped or done % run.budget.checkpoint_interval == 0:
+                save(files.checkpoints, parts, optimiser, done, progress, seconds)
+        try:
+            yield step
+        except GeneratorExit:  # the caller leaves: nothing that was done is lost
+            if files is not None:
+                save(files.checkpoints, parts, optimiser, done, progress, seconds)
+            raise
     if files is not None:
         files.write_summary(summarise(run, parts, probe, progress, done))
 
@@ -114,9 +133,13 @@ def update(
     figures = {name: value.item() for name, value in penalties.items()}
     check_finite(task_loss.item(), figures, done + 1)
     loss.backward()
-    if run.optimiser.clip_norm:
-        for group in optimiser.param_groups:  # apart, so that a steep penalty does not shrink the task's gradient
-            torch.nn.utils.clip_grad_norm_(group["params"], run.optimiser.clip_norm)
+    for spectral in (False, True):  # apart: a steep penalty on eigenvalues should not shrink the rest
+        parameters = [p for group in optimiser.param_groups if group["spectral"] == spectral for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, run.optimiser.clip_norm or math.inf)
+        if not math.isfinite(norm.item()):
+            raise DivergedError(
+                f"the gradient's norm is {norm.item()} at step {done + 1}; a lower learning rate may help"
+            )
     optimiser.step()
     return task_loss.item(), figures
 
@@ -150,9 +173,6 @@ def compiled(run: Run, parts: Parts) -> Forward:
 @contextlib.contextmanager
 def draws_of(run: Run, parts: Parts, done: int) -> Iterator[None]:
     """Dropout's random state for one step, a function of seed and step alone; the user's stays untouched."""
-    if not any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in parts.model.modules()):
-        yield
-        return
     with torch.random.fork_rng(devices=[parts.device] if parts.device.type == "cuda" else []):
         torch.manual_seed((run.seed * 1_000_003 + done) % 2**63)
         yield
@@ -176,8 +196,13 @@ def check_finite(task_loss: float, penalties: Mapping[str, float], step: int) ->
             raise DivergedError(f"the penalty {name} is {value} at step {step}")
 
 
+def evaluation_batch_size(run: Run, parts: Parts) -> int:
+    """Examples at a time where no gradient is kept: as asked, else as many as fill `EVALUATED_STEPS`."""
+    return run.budget.evaluation_batch_size or max(1, EVALUATED_STEPS // parts.task.max_length)
+
+
 @torch.no_grad()
-def evaluate_split(parts: Parts, split: Split, batch_size: int) -> Evaluation:
+def evaluate_split(parts: Parts, split: Split, batch_size: int) -> SplitScore:
     """Mean score and mean loss over a held-out split, in evaluation mode."""
     parts.model.eval()
     score, loss, count = 0.0, 0.0, 0
@@ -188,7 +213,7 @@ def evaluate_split(parts: Parts, split: Split, batch_size: int) -> Evaluation:
         score += parts.task.score(logits, moved).sum().item()
         loss += parts.task.loss(logits, moved).item() * size
         count += size
-    return Evaluation(score / count, loss / count)
+    return SplitScore(score / count, loss / count)
 
 
 def held_out(parts: Parts) -> Batch:
@@ -198,27 +223,23 @@ def held_out(parts: Parts) -> Batch:
 
 def measure(parts: Parts, probe: Batch) -> dict[str, float]:
     """Spectral statistics on the held-out batch."""
-    return statistics(spectra_of(systems_of(parts.model, probe)), parts.target)
+    return figures_of(parts, probe, spectra_of(systems_of(parts.model, probe)))
 
 
 def record(files: RunDirectory, parts: Parts, probe: Batch, step: int) -> dict[str, float]:
     """`measure`, with the eigenvalues themselves written to the run directory."""
     spectra = spectra_of(systems_of(parts.model, probe))
     files.write_spectra(step, encode(spectra, step))
-    return statistics(spectra, parts.target)
+    return figures_of(parts, probe, spectra)
 
 
-def keep(
-    files: RunDirectory,
-    run: Run,
-    parts: Parts,
-    optimiser: torch.optim.Optimizer,
-    step: Step,
-    progress: Progress,
-    last: bool,
-    seconds: float,
-) -> None:
-    """Log a step; write the best model and a checkpoint where due."""
+def figures_of(parts: Parts, probe: Batch, spectra: Mapping[str, Spectrum]) -> dict[str, float]:
+    """Statistics of the eigenvalues, and effective memory, which no gauge changes."""
+    return statistics(spectra, parts.target) | {"effective_memory": memory_of(parts.model, probe)}
+
+
+def log(files: RunDirectory, step: Step, seconds: float) -> None:
+    """Write one line of metrics."""
     line: dict[str, Any] = {"step": step.step, "train_loss": step.task_loss}
     if step.penalties:
         line["penalties"] = dict(step.penalties)
@@ -226,30 +247,55 @@ def keep(
         line |= {"validation_accuracy": step.evaluation.accuracy, "validation_loss": step.evaluation.loss}
         line["spectrum"] = dict(step.spectrum or {})
     files.log(line | {"timing": {"seconds": round(seconds, 3)}})
-    checkpoint = checkpoints.Checkpoint(
-        step.step, parts.model.state_dict(), checkpoints.optimiser_tensors(optimiser), {"progress": vars(progress)}
-    )
-    if progress.best_step == step.step:
-        checkpoints.save(files.best, replace(checkpoint, optimiser={}))
-    if last or step.step % run.budget.checkpoint_every == 0:
+    if step.evaluation is not None:
         files.sync_metrics()
-        checkpoints.save(files.checkpoints, checkpoint)
 
 
-def restore(parts: Parts, optimiser: torch.optim.Optimizer, files: RunDirectory) -> tuple[int, Progress]:
-    """Put the last checkpoint back; the number of steps done and the progress then, or a start from nothing."""
+def save(
+    folder: Path,
+    parts: Parts,
+    optimiser: torch.optim.Optimizer | None,  # None: the model alone
+    done: int,
+    progress: Progress,
+    seconds: float,
+) -> None:
+    """Write a checkpoint of this moment."""
+    tensors = {} if optimiser is None else checkpoints.optimiser_tensors(optimiser)
+    state = {"progress": vars(progress), "seconds": seconds}
+    checkpoints.save(folder, checkpoints.Checkpoint(done, parts.model.state_dict(), tensors, state))
+
+
+def restore(
+    run: Run, parts: Parts, optimiser: torch.optim.Optimizer, files: RunDirectory
+) -> tuple[int, Progress, float]:
+    """Put the last checkpoint back: the steps done, the progress and the seconds by then; or a start from nothing."""
+    if changed := files.run().differences(run):
+        raise ConfigurationError(
+            f"{files.path} holds another run: {', '.join(changed)} differ; resume the run in run.toml"
+        )
     saved = checkpoints.saved(files.checkpoints)
-    if not saved:
-        files.keep_metrics_to(0)
-        return 0, Progress()
-    checkpoint = checkpoints.load(saved[-1])
+    done, progress, seconds = 0, Progress(), 0.0
+    if saved:
+        checkpoint = load_into(parts.model, saved[-1])
+        try:
+            checkpoints.restore_optimiser(optimiser, checkpoint.optimiser)
+        except (RuntimeError, ValueError) as error:
+            raise checkpoints.CheckpointError(f"{saved[-1]}: does not fit run.toml beside it ({error})") from None
+        state = checkpoint.state
+        done, progress, seconds = checkpoint.step, Progress(**state["progress"]), state["seconds"]
+    files.note_resumption(run)
+    files.go_back_to(done)
+    return done, progress, seconds
+
+
+def load_into(model: torch.nn.Module, path: Path) -> checkpoints.Checkpoint:
+    """Read a checkpoint and give its parameters to a model."""
+    checkpoint = checkpoints.load(path)
     try:
-        parts.model.load_state_dict(dict(checkpoint.model))
-        checkpoints.restore_optimiser(optimiser, checkpoint.optimiser)
-    except (RuntimeError, ValueError) as error:
-        raise checkpoints.CheckpointError(f"{saved[-1]}: does not fit run.toml beside it ({error})") from None
-    files.keep_metrics_to(checkpoint.step)
-    return checkpoint.step, Progress(**checkpoint.state["progress"])
+        model.load_state_dict(dict(checkpoint.model))
+    except RuntimeError as error:
+        raise checkpoints.CheckpointError(f"{path}: does not fit run.toml beside it ({error})") from None
+    return checkpoint
 
 
 def summarise(run: Run, parts: Parts, probe: Batch, progress: Progress, done: int) -> dict[str, float]:
@@ -270,28 +316,27 @@ def load_best(directory: Path) -> tuple[Run, Parts]:
     """A trained run with the model of its best validation score."""
     files = RunDirectory(directory)
     run = files.run()
-    saved = checkpoints.saved(files.best)
-    if not saved:
-        raise ConfigurationError(f"{directory}: no trained model here yet; go on with --resume")
+    summary = files.summary()
+    if summary is None:
+        raise ConfigurationError(f"{directory}: this run has not ended; go on with --resume")
     parts = build_parts(run)
-    parts.model.load_state_dict(dict(checkpoints.load(saved[-1]).model))
+    load_into(parts.model, files.best / f"step-{summary['best_step']:08d}")
     return run, parts
 
 
-def test(directory: Path) -> Evaluation:
+def test(directory: Path) -> SplitScore:
     """Accuracy of a run's best model on the test split, which no selection looks at; kept as test.json."""
     run, parts = load_best(directory)
-    evaluation = evaluate_split(parts, "test", run.budget.evaluation_batch_size)
+    evaluation = evaluate_split(parts, "test", evaluation_batch_size(run, parts))
     RunDirectory(directory).write_summary({"accuracy": evaluation.accuracy, "loss": evaluation.loss}, "test")
     return evaluation
 
 
-def evaluate(run: Run, report: Callable[..., None]) -> Mapping[str, float]:
+def evaluate(run: Run, report: Report) -> Mapping[str, float]:
     """What a trial of a study does by default: train, report each validation accuracy, return the summary."""
-    directory: Path = report.directory  # type: ignore[attr-defined]
-    for step in train(run, directory):
+    for step in train(run, report.directory):
         if step.evaluation is not None:
             report(step.step, step.evaluation.accuracy)
-    summary = RunDirectory(directory).summary()
+    summary = RunDirectory(report.directory).summary()
     assert summary is not None
     return summary

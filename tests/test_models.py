@@ -10,6 +10,7 @@ import inspect
 import itertools
 import math
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -20,15 +21,18 @@ from torch.nn import functional as F
 
 import specreg.models
 from specreg.estimators import Exact
+from specreg.models.backbone import Backbone
 from specreg.models.linear_attention import LinearAttention, feature_map
 from specreg.models.lru import LRU
 from specreg.models.mamba2 import Mamba2
 from specreg.models.mixer import Mixer, UnreachableTargetError, log_softplus
-from specreg.models.norm_attention import LOG_NORMALISERS, NormAttention
+from specreg.models.norm_attention import LOG_NORMALISERS, Normaliser, NormAttention
 from specreg.models.pseudo_lti_mamba2 import PseudoLTIMamba2
 from specreg.models.scans import decayed_attention, diagonal_scan, two_pass_scan
 from specreg.models.softmax_attention import FlashAttention, SoftmaxAttention, attend
+from specreg.penalties import Band
 from specreg.targets import LogUniformTimescale, Ring
+from specreg.terms import Term
 from specreg.testing.mixers import MixerConformance
 
 SMALL = {"d_model": 8, "d_state": 8, "heads": 2}
@@ -87,6 +91,16 @@ def test_example(mixer: type[Mixer]) -> None:
     y, _ = model(torch.randn(2, 5, model.d_model))
     assert y.shape == (2, 5, model.d_model)
     assert 0 < model.core_macs(5) < model.core_macs(10)
+
+
+@pytest.mark.parametrize("mixer", list(mixers()), ids=lambda mixer: mixer.__name__)
+def test_systems_are_compared_by_identity(mixer: type[Mixer]) -> None:
+    """They hold tensors, whose == is not a truth value; so do a term's evaluations."""
+    model = mixer.example()
+    systems = [model.with_system(torch.ones(2, 5, model.d_model))[2] for _ in range(2)]
+    evaluations = [Term("band", Exact(), Band(0.5, 0.9))({"layer": system}) for system in systems]
+    for one, other in (systems, evaluations):
+        assert one == one and one != other and len({one, other}) == 2
 
 
 @pytest.mark.parametrize("mixer", list(mixers()), ids=lambda mixer: mixer.__name__)
@@ -155,6 +169,82 @@ def test_log_softplus_is_finite_everywhere() -> None:
     (gradient,) = torch.autograd.grad(value.sum(), z)
     slope = torch.sigmoid(z.double()) / F.softplus(z.double())
     torch.testing.assert_close(gradient.double(), torch.where(z < -30, 1.0, slope).detach(), rtol=1e-5, atol=0)
+
+
+def backbone(**settings: Any) -> Backbone:
+    torch.manual_seed(0)
+    return Backbone([SoftmaxAttention(8, 8, 2), LRU(8, 4)], num_classes=3, max_length=6, vocab_size=5, **settings)
+
+
+def test_a_mask_is_right_padding() -> None:
+    """Anything else is refused, with the first row at fault: left padding would give silently wrong attention."""
+    model, tokens = backbone(), torch.zeros(3, 6, dtype=torch.long)
+    right = torch.arange(6) < torch.tensor([[6], [2], [0]])
+    assert torch.equal(model(tokens, right), model.with_systems(tokens, right)[0])
+    gap = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0]], dtype=torch.bool)
+    for run in (model, model.with_systems):
+        for mask, message in (
+            (right.flip(1), "row 1 of the mask"),
+            (gap, "row 2 of the mask has a real step after padding"),
+            (right.float(), r"bool of shape \(3, 6\), got torch.float32"),
+            (right[:, :5], r"got torch.bool of shape \(3, 5\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                run(tokens, mask)
+
+
+def test_a_masked_backbone_compiles() -> None:
+    """The look at the mask's values is no graph break."""
+    model, tokens = backbone(), torch.zeros(2, 6, dtype=torch.long)
+    mask = torch.arange(6) < torch.tensor([[6], [2]])
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*autograd.function.Function.* should not be", DeprecationWarning)
+        torch.testing.assert_close(compiled(tokens, mask), model(tokens, mask))
+    torch._dynamo.reset()
+
+
+# bfloat16
+
+
+@pytest.mark.parametrize(
+    "mixer", [Mamba2(8, 8, 2), *(NormAttention(8, 8, 2, normaliser=name) for name in get_args(Normaliser))]
+)
+def test_gates_keep_their_digits_under_autocast(mixer: Mixer) -> None:
+    """log λ of a projection of the input is that without autocast to 1e-5: bfloat16 would leave 1e-2."""
+    u = torch.randn(2, 70, 8, generator=torch.Generator().manual_seed(0))
+    exact = mixer.with_system(u)[2].transition.log_modulus()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mixer.with_system(u)[2].transition.log_modulus()
+        mixer(u.bfloat16())  # what a layer before it may hand over
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_long_sums_do_not_stop_under_autocast() -> None:
+    """49,152 equal steps sum to 49,152 times one of them; in bfloat16 a sum stands still from 256 equal terms on."""
+    torch.manual_seed(0)
+    mixer, length = NormAttention(8, 8, 2), 49_152
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        _, one = mixer(torch.ones(1, 1, 8))
+        _, state = mixer(torch.ones(1, length, 8))
+        _, state = mixer(torch.ones(1, 64, 8), state)
+    assert state.sums.dtype == torch.float32
+    assert float(state.sums.norm() / one.sums.norm()) == pytest.approx(length + 64, rel=0.01)
+
+
+@pytest.mark.parametrize("log_decay", [None, torch.full((1, 1, 2), -0.1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_decayed_attention_carries_float32(log_decay: Tensor | None, dtype: torch.dtype) -> None:
+    """Whatever comes in and whatever autocast does, the state is float32 and right to bfloat16's products."""
+    for length in (5, 300):
+        q, k, v, initial = (x.detach().to(dtype) for x in attention_inputs(length))
+        _, wanted = attention_loop(q.double(), k.double(), v.double(), log_decay, initial.double())
+        for rounded, bound in ((False, 1e-5), (True, 0.01)):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+                _, state = decayed_attention(q, k, v, log_decay, initial)
+            assert state.dtype == torch.float32
+            assert (state - wanted).abs().max() <= bound * wanted.abs().max()
 
 
 # what the formulas say
@@ -342,6 +432,23 @@ def test_diagonal_scan_chunks_have_no_effect(kind: str) -> None:
     whole = scan_loop(*inputs)
     for chunk in (1, 2, 7, 64, 129, 130, 131):
         torch.testing.assert_close(two_pass_scan(*inputs, chunk=chunk), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diagonal_scan_under_vmap(kind: str) -> None:
+    """One scan for each example, value and gradient: per-sample gradients by `torch.func`."""
+    many = [torch.stack([x.detach(), 0.5 * x.detach()]) for x in scan_inputs(40, kind)]
+
+    def energy(*inputs: Tensor) -> Tensor:
+        return diagonal_scan(*inputs).abs().square().sum()
+
+    torch.testing.assert_close(
+        torch.vmap(diagonal_scan)(*many), torch.stack([scan_loop(*one) for one in zip(*many, strict=True)])
+    )
+    found = torch.vmap(torch.func.grad(energy, argnums=(0, 1, 2)))(*many)
+    alone = [torch.func.grad(energy, argnums=(0, 1, 2))(*one) for one in zip(*many, strict=True)]
+    for ours, theirs in zip(found, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs))
 
 
 def test_diagonal_scan_ignores_strides() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from specreg import operators
-from specreg.operators import Dense, Diagonal, ScaledIdentity, StructuredOperator, polar, windowed_sum
+from specreg.operators import Dense, Diagonal, ScaledIdentity, StructuredOperator, windowed_sum
+from specreg.spectrum import polar
 from specreg.testing.operators import OperatorConformance, assert_close, naive_window
 
 MEMBERS = [
@@ -123,6 +124,14 @@ def test_dense_refuses_what_has_no_eigenvalues() -> None:
         matrix[1, 2, 0, 1] = bad
         with pytest.raises(ValueError, match=r"\(1, 2\)"):
             Dense(matrix).eigenvalues()
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_operators_are_compared_by_identity(member: type[StructuredOperator]) -> None:
+    """They hold tensors, whose == is not a truth value."""
+    one, other = member.example(), member.example()
+    assert one == one and one != other
+    assert len({one, other}) == 2
 
 
 def test_a_matrix_without_time_axis_has_no_windows() -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from scipy import stats
 
 from specreg.spectrum import log_timescale
-from specreg.studies import report_markdown, report_page, report_terminal, spectrum_report
+from specreg.studies import report_figures, report_markdown, report_page, report_terminal, spectrum_report
 from specreg.studies.configuration import ConfigurationError
 from specreg.studies.definition import StudyError, load_study
 from specreg.studies.driver import run_study
@@ -256,6 +256,19 @@ def test_report_tells_what_the_files_say(trained):
         assert track.quantiles[-1][2] == expected
     region = report.spectra.regions[0]
     assert (region.low, region.high) == pytest.approx((math.exp(-1), math.exp(-1 / 64)), abs=1e-4)
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_trials_without_a_spectral_distance_are_drawn_too(trained, known):
+    """Only trials with a target have one, and a model's trials may all be without."""
+    report = collect(trained)
+    point = report.points[0]
+    points = tuple(
+        replace(point, slot=slot, model=f"model {slot % 2}", distance=0.5 if slot < known else None)
+        for slot in range(4)
+    )
+    drawn = report_figures.front(replace(report, points=points))
+    assert sum(len(trace.x) for trace in drawn.data if trace.text is not None) == 4
 
 
 def test_time_constant_is_the_spectrums_own(trained):

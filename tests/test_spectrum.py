@@ -70,6 +70,22 @@ def test_eigenvalues_are_the_polar_form() -> None:
     assert_close(spectrum.eigenvalues.angle(), spectrum.phase)
 
 
+@pytest.mark.parametrize("log_modulus", [-math.inf, -100.0, -95.0, -1.0, 0.0, 5.0])
+def test_eigenvalues_have_finite_gradients(log_modulus: float) -> None:
+    """In float32 where the modulus is subnormal or 0 too: dλ/dlog|λ| = λ, dλ/dφ = iλ."""
+    log, phase = (torch.full((1, 1, 1, 1), x, requires_grad=True) for x in (log_modulus, 0.7))
+    value = Spectrum(log, phase, torch.ones(1, dtype=torch.long)).eigenvalues
+    true = math.exp(log_modulus) * complex(math.cos(0.7), math.sin(0.7))
+    assert value.item() == pytest.approx(true, rel=1e-6, abs=1e-44)
+    gradients = torch.autograd.grad(value.real.sum(), (log, phase))
+    assert [g.item() for g in gradients] == pytest.approx([true.real, -true.imag], rel=1e-5, abs=1e-44)
+
+
+def test_spectra_are_compared_by_identity() -> None:
+    """They hold tensors, whose == is not a truth value."""
+    assert random_spectrum(0) != random_spectrum(0)
+
+
 def test_weights_are_shares_of_counted_values() -> None:
     """Multiplicity over steps that count; they sum to 1, and to 0 where nothing counts."""
     spectrum = random_spectrum(0)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from specreg.spectrum import Spectrum
 from specreg.studies import checkpoints, training
 from specreg.studies.building import build_parts, build_terms, count_parameters, optimiser_groups
 from specreg.studies.configuration import Budget, ConfigurationError, Optimiser, Run
+from specreg.studies.recording import counted_values
 from specreg.studies.run_directory import RunDirectory
 
 DATA = Path(os.environ.get("SPECREG_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
@@ -47,12 +50,18 @@ def finish(run: Run, directory: Path | None = None, resume: bool = False) -> lis
 
 @pytest.mark.parametrize("model", ["lru", "mamba2", "softmax-attention"])
 @pytest.mark.parametrize("stop", [1, 3, 5, 11])
-def test_stopped_anywhere_and_resumed_is_the_same_run(model: str, stop: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_stopped_anywhere_and_resumed_is_the_same_run(model: str, stop: int, forgotten: bool, tmp_path: Path) -> None:
     run = small(model, penalties=["band(0.5, 0.9)*0.1"], model__dropout=0.1)
     straight = finish(run, tmp_path / "straight")
-    for step in training.train(run, tmp_path / "stopped"):
+    steps = training.train(run, tmp_path / "stopped")
+    for step in steps:
         if step.step == stop:
             break
+    steps.close()
+    assert checkpoints.saved(tmp_path / "stopped" / "checkpoint")[-1].name == f"step-{stop:08d}"
+    if forgotten:  # as after a kill: back to the checkpoint before, or to the start
+        shutil.rmtree(checkpoints.saved(tmp_path / "stopped" / "checkpoint")[-1])
     resumed = finish(run, tmp_path / "stopped", resume=True)
     assert resumed == straight[-len(resumed) :]
     assert untimed(tmp_path / "stopped") == untimed(tmp_path / "straight")
@@ -109,7 +118,7 @@ def test_mamba2_on_grey_cifar_survives_a_kill(tmp_path: Path) -> None:
     settings = ["--model", "mamba2", "--task", "cifar10-gray", "--data", str(DATA), "--set", "task.length=256"]
     settings += ["--steps", "30", "--set", "model.d_model=16", "--set", "model.depth=1", "--set", "budget.batch_size=8"]
     settings += ["--set", "budget.checkpoint_every=10", "--set", "budget.evaluate_every=30", "--quiet"]
-    settings += ["--set", "budget.evaluation_batch_size=1000"]
+
     subprocess.run([*COMMAND, "train", *settings, "--out", str(tmp_path / "a")], check=True, stdout=subprocess.DEVNULL)
     kill_three_times(["train", *settings, "--out", str(tmp_path / "b")], tmp_path / "b", kills=1)
     assert untimed(tmp_path / "b") == untimed(tmp_path / "a")
@@ -151,6 +160,8 @@ def test_a_loss_that_is_not_finite_names_its_cause() -> None:
     run = small(optimiser__learning_rate=1e30, optimiser__warmup_share=0.0, optimiser__clip_norm=0.0)
     with pytest.raises(training.DivergedError, match=r"task loss is (nan|inf) at step \d+"):
         finish(run)
+    with pytest.raises(training.DivergedError, match=r"(validation loss|gradient's norm) is"):
+        finish(run.updated("budget.steps", 1))
     with pytest.raises(training.DivergedError, match="penalty band"):
         training.check_finite(1.0, {"band(0, 1)": math.nan}, 3)
 
@@ -245,8 +256,53 @@ def test_truncated_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     finish(small(), tmp_path)
+    (tmp_path / "run.toml").write_text(small(model__d_state=9).to_toml())
     with pytest.raises(checkpoints.CheckpointError, match=r"does not fit run\.toml"):
         finish(small(model__d_state=9), tmp_path, resume=True)
+
+
+def test_another_run_is_not_taken_up_in_its_place(tmp_path: Path) -> None:
+    finish(small(), tmp_path)
+    other = small(seed=5, budget__batch_size=9, optimiser__learning_rate=0.5)
+    with pytest.raises(ConfigurationError, match=r"budget\.batch_size, optimiser\.learning_rate, seed differ"):
+        finish(other, tmp_path, resume=True)
+    with pytest.raises(ConfigurationError, match="no run here"):
+        finish(small(), tmp_path / "nowhere", resume=True)
+
+
+def test_what_a_kill_left_half_made_is_swept_up(tmp_path: Path) -> None:
+    run = small()
+    steps = training.train(run, tmp_path)
+    for step in steps:
+        if step.step == 7:
+            break
+    steps.close()
+    for leftover in (tmp_path / "checkpoint" / ".step-00000009.x", tmp_path / "best" / "step-00000011"):
+        leftover.mkdir()
+    (tmp_path / ".metrics.jsonl.y").touch()
+    (tmp_path / "spectra" / "step-00000011.safetensors").touch()
+    finish(run, tmp_path, resume=True)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or "00000011" in path.name]
+    assert len(json.loads((tmp_path / "environment.json").read_text())["resumed"]) == 1
+
+
+def test_a_schedule_turns_a_term_on(tmp_path: Path) -> None:
+    steps = finish(small(penalties=["band(0.5, 0.9)*0.1@ramp(3, 6)"]))
+    assert [bool(step.penalties) for step in steps[:6]] == [False] * 4 + [
+        True
+    ] * 2  # a factor for steps done: 0, 1, 2, …
+    with pytest.raises(ConfigurationError, match="did you mean ramp"):
+        build_terms(("band(0, 1)*0.1@rmp(3, 6)",))
+
+
+def test_recorded_values_come_from_all_places() -> None:
+    """64 examples of 64 steps: every n-th of them would be the same few columns."""
+    place = torch.arange(64.0).view(1, 64, 1, 1).expand(64, 64, 2, 3) + torch.arange(3) / 10
+    log_modulus, _ = counted_values(Spectrum(-place, torch.zeros_like(place), torch.ones(3)))
+    assert log_modulus.shape == (2, 1023)
+    steps, values = (-log_modulus[0]).floor().unique(return_counts=True)
+    assert len(steps) == 64 and int(values.max()) < 3 * 30
+    assert torch.equal(log_modulus[0].view(-1, 3).diff().abs().round(decimals=3), torch.full((341, 2), 0.1))
 
 
 def test_a_run_directory_is_not_overwritten(tmp_path: Path) -> None:

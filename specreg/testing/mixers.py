@@ -206,6 +206,22 @@ class MixerConformance(ABC):
         _assert_close(_log_modulus(system, 6)[1:], _log_modulus(own, 6, batch=1), 1e-10)
         _assert_close(_unrolled(mixer, system, v), after, 1e-10)
 
+    def test_state_of_a_row_that_has_not_begun(self) -> None:
+        """After calls without a real step a row starts afresh: output, spectrum and which of its steps count."""
+        mixer, u, v, mask = self._mixer(), self._input(8), self._input(6, seed=2), _mask(6, 4)
+        state = None
+        for _ in range(2):
+            _, state = mixer(u, state, _mask(8, 0))
+        after, later, system = mixer.with_system(v, state, mask)
+        expected, _, own = mixer.with_system(v[1:], None, mask[1:])
+        _assert_close(after[1:], expected, 1e-10)
+        # 1/e stands where nothing counts, so that this compares which steps do as well
+        found, fresh = (Exact()(s).counted().log_modulus for s in (system, own))
+        _assert_close(found[-1:], fresh, 1e-10)
+        _assert_close(_unrolled(mixer, system, v)[mask], after[mask], 1e-10)
+        again = Exact()(mixer.with_system(v, later)[2]).weights()
+        assert (again > 0).all(), "a row that has begun counts from its first step on"
+
     def test_state_of_a_row_that_has_ended(self) -> None:
         """A row without a real step in a later call keeps its state; so does one that a mask of all True touches."""
         mixer, u, v = self._mixer(), self._input(8), self._input(6, seed=2)
@@ -216,6 +232,7 @@ class MixerConformance(ABC):
         expected, _, own = mixer.with_system(v, state)
         _assert_close(after[1:], expected[1:], 1e-10)
         _assert_close(_log_modulus(system, 6)[1:], _log_modulus(own, 6)[1:], 1e-10)
+        assert (Exact()(system).weights() > 0).all(), "a row that has ended is not a fresh start"
         _assert_close(mixer(u, None, torch.ones(_BATCH, 8, dtype=torch.bool))[0], mixer(u)[0], 1e-10)
 
     def test_padded_system_unrolls(self) -> None:

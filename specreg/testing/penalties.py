@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from specreg.operators import Dense, polar
+from specreg.operators import Dense
 from specreg.penalties import Penalty, PerHead
-from specreg.spectrum import Spectrum
+from specreg.spectrum import Spectrum, polar
 from specreg.testing.operators import assert_close
 
 __all__ = ["PenaltyConformance", "random_spectrum"]
