@@ -226,6 +226,8 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigurationError(f"device {name!r}: write cpu, cuda or cuda:N") from None
+    if device.type == "cpu" and device.index is not None:
+        raise ConfigurationError(f"device {name!r}: write cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device 'cuda': this machine has no usable GPU; use cpu")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import specreg
 from specreg.studies.console import INTERRUPTED, WRONG_USAGE, Output, failed, run
 
 app = typer.Typer(
@@ -27,6 +28,22 @@ Folder = Annotated[Path | None, typer.Option("--out", help="The study's folder; 
 Name = Annotated[str | None, typer.Option(help="The study's name in the storage; without it that of STUDY.")]
 Html = Annotated[Path | None, typer.Option(help="Write one HTML file that opens offline.")]
 Kind = Literal["models", "tasks", "targets", "penalties", "studies"]
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and end."""
+    if asked:
+        print(f"specreg {specreg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def specreg_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="The version.")
+    ] = False,
+) -> None:
+    """What does a sequence model remember, and can it be made to remember better?"""
 
 
 @app.command("list")
@@ -52,7 +69,8 @@ def train(
     model: Annotated[str | None, typer.Option(help="A name from `specreg list models`.")] = None,
     task: Annotated[str | None, typer.Option(help="A name from `specreg list tasks`.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, as in model.d_state=64; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="One setting, as in model.d_state=64 or budget.batch_size=16; may be repeated."),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Target spectrum at the start, as in 'ring(0.9, 0.99)'.")] = None,
     penalty: Annotated[
@@ -186,6 +204,9 @@ def main() -> None:
     except Exception as error:  # what the parser raises: typer names no public base for it
         if not hasattr(error, "format_message"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(WRONG_USAGE)
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "specreg"
         code = failed(output, WRONG_USAGE, "usage", f"{error.format_message()} (see `{command} --help`)")

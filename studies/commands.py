@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Generator, Sequence
@@ -63,6 +64,8 @@ class Given:
             run = Run.from_toml(self.config.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{self.config}: cannot be read ({error})") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.config}: {error}") from None
         run = run if self.model is None else run.updated("model.name", self.model)
         return run if self.task is None else run.updated("task.name", self.task)
 
@@ -122,6 +125,8 @@ def resume(given: Given, out: Path | None, output: Output) -> dict[str, Any]:
     from specreg.studies.run_directory import RunDirectory
 
     run = RunDirectory(out).run()
+    if RunDirectory(out).summary() is not None:
+        output.say("this run has ended already: nothing is left to do")
     return follow(training.train(run, out, resume=True), run, out, output)
 
 
@@ -131,12 +136,12 @@ def follow(steps: Generator[Step, None, None], run: Run, directory: Path, output
 
     with first_interrupt() as interrupted, output.progress("training", run.budget.steps) as advance:
         for step in steps:
-            note = f"loss {step.task_loss:.3f}"
+            note = f"loss {step.task_loss:.3f}" + "".join(f"  penalty {value:.3g}" for value in step.penalties.values())
             advance(step.step, note)
             if step.evaluation is not None:
                 output.say(
                     f"step {step.step:>6}  {note}  validation accuracy {step.evaluation.accuracy:.4f}"
-                    f"  mean log timescale {(step.spectrum or {}).get('mean_log_timescale', float('nan')):.2f}"
+                    f"  {timescale_of(step)}"
                 )
             if interrupted.is_set() and step.step < run.budget.steps:
                 steps.close()
@@ -151,6 +156,12 @@ def follow(steps: Generator[Step, None, None], run: Run, directory: Path, output
         )
         print(f"in {directory}; see `specreg spectrum {quote(str(directory))}`")
     return {"directory": str(directory), **summary}
+
+
+def timescale_of(step: Step) -> str:
+    """The median time constant, in words."""
+    log_timescale = (step.spectrum or {}).get("median_log_timescale", float("nan"))
+    return f"median τ {math.exp(log_timescale):.3g} steps" if log_timescale < math.log(1e6) else "median |λ| ≥ 1"
 
 
 def describe(run: Run, output: Output) -> dict[str, Any]:
@@ -180,7 +191,9 @@ def evaluate(run_dir: Path, output: Output) -> dict[str, Any]:
 def spectrum(run_dir: Path, html: Path | None, output: Output) -> dict[str, Any]:
     """A run's eigenvalues, before and after training."""
     from specreg.studies import spectrum_report
+    from specreg.studies.run_directory import RunDirectory
 
+    RunDirectory(run_dir).run()  # a directory without a readable run.toml is no run
     report = spectrum_report.collect(run_dir)
     if html is not None:
         save(html, spectrum_report.page(report), output)
@@ -196,6 +209,8 @@ def run_study(
     from specreg.studies.definition import load_study
     from specreg.studies.driver import run_study as events_of
 
+    if trials < 1 or workers < 1:
+        raise ConfigurationError(f"--trials and --workers are whole numbers from 1, got {trials} and {workers}")
     events = events_of(
         load_study(place.study),
         place.folder,
@@ -216,7 +231,12 @@ def run_study(
     assert isinstance(event, StudyEnded)
     if event.outcome != "finished":
         raise KeyboardInterrupt(f"stopped with {event.finished} of {trials} trials; go on with: {again}")
-    chosen = test_best(place, output)
+    with first_interrupt() as interrupted:
+        chosen = test_best(place, output)
+    if interrupted.is_set():
+        raise KeyboardInterrupt(f"all {trials} trials are done; go on with: specreg study report {place.options()}")
+    if chosen["best"] is None:
+        raise RuntimeError(f"no trial of {trials} completed: see output.txt and traceback.txt in {place.folder}/trials")
     output.say(f"report: specreg study report {place.options()} --html report.html")
     return {"study": place.shown_name, "folder": str(place.folder), "finished": event.finished, **chosen}
 
@@ -233,6 +253,8 @@ def tell(event: Event, advance: Callable[[int, str], None], output: Output, agai
         case events.TrialFinished():
             figures = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
             outcome = figures if event.reason is None else f"{event.reason}: {event.message}"
+            if event.reason == "exception":
+                outcome += f" (more in trials/{event.slot:04d}, if it had begun)"
             output.say(f"trial {event.slot:>4}  {event.seconds:6.1f} s  {outcome}")
             advance(event.finished, "")
         case events.TrialRetried():
@@ -254,7 +276,6 @@ def test_best(place: Place, output: Output) -> dict[str, Any]:
     with open_study(place.folder, name=place.shown_name, storage_url=place.storage) as study:
         best = study.user_attrs.get("best")
     if best is None:
-        output.say("no trial completed")
         return {"best": None}
     runs = [path.parent for path in sorted((place.folder / best["directory"]).glob("*/run.toml"))]
     output.say(f"best on the validation split: trial {best['slot']} in {place.folder / best['directory']}")
@@ -263,7 +284,8 @@ def test_best(place: Place, output: Output) -> dict[str, Any]:
     from specreg.studies import training
 
     scores = [training.test(run).accuracy for run in runs]
-    output.say(f"its accuracy on the test split: {fmean(scores):.4f} (mean of {len(scores)} seeds)")
+    seeds = "1 seed" if len(scores) == 1 else f"mean of {len(scores)} seeds"
+    output.say(f"its accuracy on the test split: {fmean(scores):.4f} ({seeds})")
     return {"best": best, "test_accuracy": fmean(scores)}
 
 

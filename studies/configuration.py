@@ -25,7 +25,7 @@ STRICT = ConfigDict(extra="forbid", strict=False)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class ConfigurationError(UsageError):

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from specreg.studies.definition import StudyError
 from specreg.studies.expressions import unknown
-from specreg.studies.worker import Job, thread_variables, work
+from specreg.studies.worker import Job, allowed_threads, thread_variables, work
 
 # torch._dynamo is imported by the first optimiser that is built, and takes longer than torch itself
 PRELOADED = ["torch", "torch._dynamo", "optuna", "specreg.studies.worker", "specreg.studies.training"]
@@ -61,7 +61,7 @@ class Launcher:
             raise StudyError(
                 f"{unknown('device', device, list(DEVICES))}; CUDA_VISIBLE_DEVICES says which of several GPUs are used"
             )
-        self.threads = max(1, cores() // workers)
+        self.threads = allowed_threads(cores() // workers)
         self._devices = cuda_devices() if device == "cuda" else []
         self._context = get_context("spawn") if device == "cuda" else get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -86,18 +86,28 @@ def decode(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: (file.get_tensor(f"{name}.log_modulus"), file.get_tensor(f"{name}.phase")) for name in layers}
 
 
+def weighted_quantiles(values: Tensor, weights: Tensor, probabilities: Sequence[float]) -> list[Tensor]:
+    """The smallest value at which the share of smaller or equal ones reaches each probability."""
+    ordered, order = torch.broadcast_to(values, weights.shape).flatten().sort()
+    cumulative = weights.flatten()[order].double().cumsum(0)
+    wanted = torch.tensor(probabilities, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
+    places = torch.searchsorted(cumulative, wanted - 1e-12).clamp_max(len(ordered) - 1)
+    return list(ordered[places].unbind())
+
+
 def statistics(spectra: Mapping[str, Spectrum], target: Target | None) -> dict[str, float]:
     """Figures that a study can relate to a score: pooled over layers, each counted step and head alike."""
     pooled: dict[str, list[float]] = {}
     for spectrum in spectra.values():
         weights = spectrum.weights()
-        log_timescale, modulus = torch.broadcast_to(spectrum.log_timescale, weights.shape), spectrum.modulus
-        mean = (weights * log_timescale).sum()
+        modulus = spectrum.modulus
+        lower, median, upper = weighted_quantiles(spectrum.log_timescale, weights, (0.25, 0.5, 0.75))
         figures = {
-            "mean_log_timescale": mean,
-            "spread_log_timescale": (weights * (log_timescale - mean).square()).sum().sqrt(),
+            "median_log_timescale": median,  # not the mean: attention's |λ| ≥ 1 have no timescale to average
+            "spread_log_timescale": upper - lower,
             "share_below_0.1": (weights * (modulus < 0.1)).sum(),
             "share_above_0.9": (weights * (modulus >= 0.9)).sum(),
+            "share_above_1": (weights * (modulus > 1)).sum(),
             "mean_phase": (weights * spectrum.folded_phase).sum(),
         }
         if target is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from specreg.studies.configuration import ConfigurationError, Run
 from specreg.studies.lease import Lease
 from specreg.studies.recorded_spectra import RunSpectra, read_spectra
 from specreg.studies.report_statistics import (
+    FEWEST_PAIRS,
     Correlation,
     Estimate,
     Importances,
@@ -28,6 +30,7 @@ from specreg.studies.report_statistics import (
     importances,
     on_front,
 )
+from specreg.studies.report_text import seeds
 from specreg.studies.run_directory import RunDirectory
 from specreg.studies.storage import open_study
 
@@ -35,10 +38,11 @@ Outcome = Literal["completed", "pruned", "failed", "unfinished"]
 SPECTRAL_STATISTICS = {
     "spectral_distance": "distance to the target (log steps)",
     "effective_memory": "effective memory (share of the past)",
-    "mean_log_timescale": "mean of log τ (log steps)",
-    "spread_log_timescale": "spread of log τ (log steps)",
+    "median_log_timescale": "median of log τ (log steps)",
+    "spread_log_timescale": "interquartile range of log τ (log steps)",
     "share_below_0.1": "share of |λ| < 0.1",
     "share_above_0.9": "share of |λ| ≥ 0.9",
+    "share_above_1": "share of |λ| > 1",
     "mean_phase": "mean phase (rad)",
 }
 COSTS = ("macs", "parameters", "seconds")  # the first that is known, where no second objective says
@@ -82,6 +86,7 @@ class Best:
     test: Estimate | None  # accuracy on the test split, which no selection looked at
     chance: float | None
     run_toml: str | None
+    run_file: str | None  # where that stands; None: its run directory is gone
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,21 @@ class StudyReport:
         return tuple(dict.fromkeys(name for trial in self.trials for name in trial.parameters))
 
     def commands(self) -> tuple[str, ...]:
-        """How to train the best configuration again and see its spectrum; empty where it is not known."""
-        if self.best is None or self.best.run_toml is None:
+        """How to train the best trial's first run again and see its spectrum; empty where its directory is gone."""
+        if self.best is None or self.best.run_file is None:
             return ()
-        return ("specreg train --config run.toml --out runs/again", "specreg spectrum runs/again")
+        train = f"specreg train --config {shlex.quote(self.best.run_file)} --out runs/again"
+        return (train, "specreg spectrum runs/again")
+
+    def doubt(self) -> str | None:
+        """What to say where trials are too few for some of the correlations, or None."""
+        few = [entry for entry in self.correlations if not entry.enough]
+        if not few:
+            return None
+        if len(few) == len(self.correlations):
+            most = max(entry.count for entry in few)
+            return f"{most} completed trials are too few trials to rely on these correlations"
+        return f"rows with n below {FEWEST_PAIRS} have too few trials to rely on"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers that are not finite are None; eigenvalues as statistics."""
@@ -202,7 +218,7 @@ def collect(folder: Path, name: str | None = None, storage_url: str | None = Non
     rows.sort(key=lambda trial: trial.slot)
     best = best_trial(rows, objectives)
     files = run_directories(folder, best, notes.append)
-    run = read_run(files, best, notes.append)
+    run, run_file = read_run(files, best, notes.append)
     score, cost = next(iter(objectives)), cost_of(objectives, rows)
     control_names, control_values = controls(completed(rows, score))
     return StudyReport(
@@ -214,7 +230,7 @@ def collect(folder: Path, name: str | None = None, storage_url: str | None = Non
         digest=attributes.get("digest"),
         running=is_running(attributes.get("lease")),
         trials=tuple(rows),
-        best=None if best is None else describe(best, score, files, run, notes.append),
+        best=None if best is None else describe(best, score, files, (run, run_file), notes.append),
         health=health(rows, frozen, files, notes.append),
         cost=cost,
         points=tuple(points(rows, objectives, cost)),
@@ -310,38 +326,46 @@ def run_directories(folder: Path, best: TrialRow | None, note: Callable[[str], N
     return [RunDirectory(path) for path in sorted(numbered, key=lambda path: int(path.name))]
 
 
-def read_run(files: Sequence[RunDirectory], best: TrialRow | None, note: Callable[[str], None]) -> Run | None:
-    """The best trial's configuration, from its first run directory or else from the storage."""
+def read_run(
+    files: Sequence[RunDirectory], best: TrialRow | None, note: Callable[[str], None]
+) -> tuple[Run | None, Path | None]:
+    """The best trial's configuration and its file, in the first run directory; or else from the storage, no file."""
     try:
         if files:
-            return files[0].run()
+            return files[0].run(), files[0].path / "run.toml"
     except ConfigurationError as error:
         note(f"run.toml: {error}")
     try:
-        return None if best is None or best.run is None else Run.from_mapping(dict(best.run))
+        return (None if best is None or best.run is None else Run.from_mapping(dict(best.run))), None
     except ConfigurationError as error:
         note(f"the stored configuration of trial {best.slot if best else '?'} cannot be read: {error}")
-        return None
+        return None, None
 
 
 def describe(
-    best: TrialRow, score: str, files: Sequence[RunDirectory], run: Run | None, note: Callable[[str], None]
+    best: TrialRow,
+    score: str,
+    files: Sequence[RunDirectory],
+    found: tuple[Run | None, Path | None],
+    note: Callable[[str], None],
 ) -> Best:
     """The verdict, with test accuracy and chance level where they are known."""
-    tests = [(number, directory.summary("test")) for number, directory in enumerate(files)]
-    accuracies = [float(found["accuracy"]) for _, found in tests if found and usable(found.get("accuracy"))]
+    tests = [directory.summary("test") or {} for directory in files]
+    accuracies = [float(test["accuracy"]) for test in tests if usable(test.get("accuracy"))]
     if files and len(accuracies) < len(files):
-        note(f"test accuracy is known for {len(accuracies)} of {len(files)} seeds of the best trial")
+        note(f"test accuracy is known for {len(accuracies)} of {seeds(len(files))} of the best trial")
     summaries = [directory.summary() or {} for directory in files]
     chances = best.metrics.get("chance") or [s["chance"] for s in summaries if usable(s.get("chance"))]
     estimate = best.estimate(score)
     assert estimate is not None  # a trial without one is not the best
+    run, run_file = found
     return Best(
         trial=best,
         score=estimate,
         test=Estimate.of(accuracies) if accuracies else None,
         chance=chances[0] if chances else None,
         run_toml=None if run is None else run.to_toml(),
+        run_file=None if run_file is None else str(run_file),
     )
 
 

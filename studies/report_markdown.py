@@ -14,6 +14,7 @@ from specreg.studies.report_text import (
     for_markdown,
     mean_and_spread,
     number,
+    over_seeds,
     percent,
     printable,
     seeds,
@@ -51,7 +52,7 @@ def verdict(report: StudyReport) -> list[str]:
     if best is None:
         return ["No trial has been completed."]
     test = "not measured" if best.test is None else f"{mean_and_spread(best.test)} ({seeds(best.test.count)})"
-    score = f"{mean_and_spread(best.score)} (mean ± sd of {seeds(best.score.count)})"
+    score = f"{mean_and_spread(best.score)} ({over_seeds(best.score)})"
     chance = "unknown" if best.chance is None else number(best.chance, 3)
     settings = [(for_markdown(name), for_markdown(value)) for name, value in best.trial.parameters.items()]
     rows = [
@@ -129,8 +130,10 @@ def relation(report: StudyReport) -> list[str]:
     header = ("statistic", "n", "ρ", "95 % interval", "p", "partial ρ", "95 % interval")
     held = f" Held fixed in partial: {', '.join(map(for_markdown, report.controls))}." if report.controls else ""
     sentence = "This is correlation in a searched sample, not an effect: the sampler chose these trials."
-    sentence += f" Spearman, p corrected by Holm.{held}"
-    return ["## Does the spectrum matter?", "", sentence, "", *table(header, rows)]
+    sentence += f" Spearman, permutation p, corrected by Holm.{held}"
+    doubt = report.doubt()
+    warning = [] if doubt is None else [f"**{doubt}.**", ""]
+    return ["## Does the spectrum matter?", "", sentence, "", *warning, *table(header, rows)]
 
 
 def trials(report: StudyReport) -> list[str]:
@@ -151,7 +154,14 @@ def reproduce(report: StudyReport) -> list[str]:
     if report.best is None or report.best.run_toml is None:
         return []
     content = "\n".join(map(printable, report.best.run_toml.splitlines()))
-    return ["## How to reproduce", "", *fenced("\n".join(report.commands()), "console"), "", *fenced(content, "toml")]
+    seed = "the seed in it is the study's own for its first repeat"
+    if report.best.run_file is None:
+        lines = [f"The best trial's configuration as stored; {seed}. Its run directory is gone."]
+    else:
+        commands = "\n".join(map(printable, report.commands()))
+        lines = [f"{for_markdown(report.best.run_file)} holds the best trial's configuration; {seed}.", ""]
+        lines += fenced(commands, "console")
+    return ["## How to reproduce", "", *lines, "", *fenced(content, "toml")]
 
 
 def fenced(content: str, language: str) -> list[str]:

@@ -23,6 +23,10 @@ LEVEL = 0.95
 FANOVA_LIMIT = 100  # trials: beyond, fANOVA takes minutes
 TRIALS_A_PARAMETER = 10  # fewer, and importances are not to be relied on
 FEWEST_TRIALS = 30
+FEWEST_PAIRS = 6  # trials; fewer, and a correlation is not to be relied on
+EXACT = 8  # trials up to which every pairing is counted: 8! = 40,320
+PAIRINGS = 9_999  # drawn beyond; p is at least 1/10,000
+ASYMPTOTIC = 200  # trials; beyond, the t approximation holds
 DUMMIES = 20  # made-up parameters that do nothing, whose importance is the floor
 
 
@@ -48,12 +52,17 @@ class Correlation:
     statistic: str
     count: int
     rho: float
-    low: float  # interval of level LEVEL
-    high: float
+    low: float | None  # interval of level LEVEL; None where there is none
+    high: float | None
     p_value: float  # Holm-corrected over the table
     partial: float | None  # ρ with the controls held fixed; None: too few trials, or nothing left to vary
     partial_low: float | None
     partial_high: float | None
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are FEWEST_PAIRS trials."""
+        return self.count >= FEWEST_PAIRS
 
 
 @dataclass(frozen=True)
@@ -95,17 +104,42 @@ class Sample:
 # Correlation
 
 
-def interval(rho: float, count: int, controls: int = 0) -> tuple[float, float]:
+def interval(rho: float, count: int, controls: int = 0) -> tuple[float, float] | tuple[None, None]:
     """An interval for Spearman's ρ: tanh(atanh ρ ± z √((1 + ρ²/2)/(n − 3 − controls))).
 
     Source: Bonett and Wright, Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
-    Psychometrika 65, 2000. Needs n − controls of at least 4; ρ = ±1 has no interval but itself.
+    Psychometrika 65, 2000. None where n − controls is below 5 or |ρ| is 1, of which the formula makes a point.
     """
-    if abs(rho) >= 1:
-        return rho, rho
+    if abs(rho) > 1 - 1e-9 or count - controls < 5:
+        return None, None
     error = math.sqrt((1 + rho**2 / 2) / (count - 3 - controls))
     z = float(stats.norm.ppf(0.5 + LEVEL / 2)) * error
     return math.tanh(math.atanh(rho) - z), math.tanh(math.atanh(rho) + z)
+
+
+def p_value(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Two-sided p of Spearman's ρ under independence: the share of pairings of x and y whose |ρ| is as large.
+
+    Every pairing up to EXACT trials, PAIRINGS random ones (the same on each call) up to ASYMPTOTIC, beyond Student's t.
+    """
+    if len(x) > ASYMPTOTIC:
+        return float(stats.spearmanr(x, y).pvalue)
+    centred = [stats.rankdata(values) - (len(x) + 1) / 2 for values in (x, y)]  # quarters: their sums are exact
+
+    def strength(ranks: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        product: NDArray[np.float64] = np.abs(np.sum(ranks * centred[1], axis=axis))
+        return product
+
+    found = stats.permutation_test(
+        (centred[0],),
+        strength,
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=math.factorial(EXACT) if len(x) <= EXACT else PAIRINGS,
+        alternative="greater",
+        random_state=np.random.default_rng(0),  # called `rng` from scipy 1.15 on, which takes this name too
+    )
+    return float(found.pvalue)
 
 
 def correlations(
@@ -122,9 +156,8 @@ def correlations(
         if count < 4 or np.ptp(x[kept]) == 0 or np.ptp(y[kept]) == 0:
             continue
         rho = float(np.clip(stats.spearmanr(x[kept], y[kept]).statistic, -1, 1))
-        p_value = float(stats.spearmanr(x[kept], y[kept]).pvalue)
         held = partial(x[kept], y[kept], controls[kept])
-        found.append(Correlation(name, count, rho, *interval(rho, count), p_value, *held))
+        found.append(Correlation(name, count, rho, *interval(rho, count), p_value(x[kept], y[kept]), *held))
     corrected = holm([entry.p_value for entry in found])
     whole = [Correlation(**{**vars(c), "p_value": p}) for c, p in zip(found, corrected, strict=True)]
     return tuple(sorted(whole, key=lambda entry: -abs(entry.rho)))
@@ -132,7 +165,7 @@ def correlations(
 
 def partial(
     x: NDArray[np.float64], y: NDArray[np.float64], controls: NDArray[np.float64]
-) -> tuple[float, float, float] | tuple[None, None, None]:
+) -> tuple[float | None, float | None, float | None]:
     """Spearman's ρ of x and y with the ranks of the controls regressed out of both, and its interval."""
     ranks = [stats.rankdata(column) for column in controls.T if np.ptp(column) > 0]
     design = np.column_stack([np.ones(len(x)), *ranks])

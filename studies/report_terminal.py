@@ -19,7 +19,9 @@ from specreg.studies.report_text import (
     estimate,
     mean_and_spread,
     number,
+    over_seeds,
     percent,
+    printable,
     seeds,
     shown,
     signed,
@@ -74,8 +76,8 @@ def study_sections(report: StudyReport, console: Console) -> None:
         correlation_table(report, console)
     for command in report.commands()[:1]:
         heading(console, "reproduce")
-        paragraph(console, "write the best trial's run.toml with --markdown or --html, then", "dim")
-        paragraph(console, command)
+        paragraph(console, "the best trial's first run; its run.toml has the study's own seed for that repeat", "dim")
+        paragraph(console, printable(command))
 
 
 def heading(console: Console, text: str) -> None:
@@ -117,7 +119,7 @@ def verdict(report: StudyReport, console: Console) -> None:
         paragraph(console, "no trial has been completed", "yellow")
         return
     test = "not measured" if best.test is None else f"{mean_and_spread(best.test)} ({seeds(best.test.count)})"
-    score = f"{mean_and_spread(best.score)} (mean ± sd of {seeds(best.score.count)})"
+    score = f"{mean_and_spread(best.score)} ({over_seeds(best.score)})"
     lines = [
         ("best trial", str(best.trial.slot)),
         (f"{shown(report.score)}, validation", score),
@@ -237,6 +239,9 @@ def figures(head: Head, when: str) -> list[str]:
 def correlation_table(report: StudyReport, console: Console) -> None:
     """Spearman's ρ of each spectral statistic with the score."""
     paragraph(console, "correlation in a searched sample, not an effect: the sampler went where scores were good")
+    doubt = report.doubt()
+    if doubt is not None:
+        paragraph(console, doubt, "yellow")
     made = table("statistic", "n", "ρ", "95 % interval", "p", "partial ρ", "95 % interval")
     for entry in report.correlations:
         partial = (signed(entry.partial), bracket(entry.partial_low, entry.partial_high))
@@ -245,4 +250,4 @@ def correlation_table(report: StudyReport, console: Console) -> None:
         made.add_row(*cells(name, str(entry.count), signed(entry.rho), interval, number(entry.p_value, 2), *partial))
     console.print(made)
     held = f"; partial: {', '.join(map(shown, report.controls))} held fixed" if report.controls else ""
-    paragraph(console, f"Spearman with {shown(report.score)}, p corrected by Holm{held}", "dim")
+    paragraph(console, f"Spearman with {shown(report.score)}, permutation p, corrected by Holm{held}", "dim")

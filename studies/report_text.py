@@ -63,6 +63,11 @@ def seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
+def over_seeds(value: Estimate) -> str:
+    """What an estimate was made of; one seed has no spread to speak of."""
+    return seeds(1) if value.deviation is None else f"mean ± sd of {seeds(value.count)}"
+
+
 def percent(share: float) -> str:
     """A share in per cent; "·" for none, so that a table's pattern is seen."""
     if share == 0:

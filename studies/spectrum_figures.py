@@ -38,11 +38,11 @@ class DecayAxis:
 
     @classmethod
     def of(cls, values: Sequence[Floats]) -> DecayAxis:
-        """The axis that resolves all but the slowest hundredth of the modes that decay."""
+        """The axis that resolves all but the slowest hundredth of the modes that decay, and has room for 0.99."""
         rates = -np.concatenate([*values])
         rates = rates[rates > 0]
         slowest = -math.log10(float(np.quantile(rates, 0.01))) if len(rates) else 2.0
-        return cls(int(min(max(math.ceil(slowest), 2), LARGEST)))
+        return cls(int(min(max(math.ceil(slowest + 0.5), 3), LARGEST)))  # half a decade clear of the circle
 
     def position(self, log_modulus: Floats) -> Floats:
         """Where moduli stand; increasing in |λ|."""
@@ -74,7 +74,7 @@ class DecayAxis:
 
 def modulus_text(log_modulus: float) -> str:
     """A modulus with as many digits as its distance to 1 asks for."""
-    digits = max(2, 1 - math.floor(math.log10(abs(log_modulus)))) if abs(log_modulus) < 1 else 2
+    digits = max(2, -math.floor(math.log10(abs(log_modulus)))) if abs(log_modulus) < 1 else 2
     return f"{math.exp(log_modulus):.{min(digits, 7)}f}"
 
 
@@ -145,6 +145,7 @@ def disc(head: Head, regions: Sequence[Region]) -> go.Figure:
     if head.before.real and head.after.real:
         drawn.add_trace(real_density(head.before, False))
         drawn.add_trace(real_density(head.after, True))
+        drawn.update_yaxes(title_text="density", showticklabels=False)  # its peak has the same height in every panel
     else:
         drawn.add_trace(markers(head.before, "before", {"symbol": "circle-open", "color": BEFORE, "size": 5}))
         drawn.add_trace(markers(head.after, "after", {"symbol": "circle", "color": AFTER, "size": 5, "opacity": 0.75}))
@@ -221,17 +222,26 @@ def outside(head: Head) -> float:
 def moduli(heads: Sequence[Head], axis: DecayAxis, regions: Sequence[Region]) -> go.Figure:
     """Distributions of moduli on the axis that spreads the unit circle's neighbourhood, before and after."""
     every = [values.log_modulus for head in heads for values in (head.before, head.after)]
-    places = [axis.position(values) for values in every]
+    places = [axis.position(log_modulus) for log_modulus in every]
     low = min(min(float(p.min()) for p in places) - 0.15, -0.4)
     high = max(max(float(p.max()) for p in places) + 0.15, axis.decades + 0.25)
-    rows = [(head, axis.position(head.before.log_modulus), axis.position(head.after.log_modulus)) for head in heads]
-    drawn = ridges(rows, (low, high), "modulus |λ|<br>time constant τ = −1/log|λ| (steps)")
+    rows = [(head, sided(head.before.log_modulus, axis), sided(head.after.log_modulus, axis)) for head in heads]
+    title = "modulus |λ|<br>time constant τ = −1/log|λ| (steps)"
+    drawn = ridges(rows, (low, high), title, edge=float(axis.decades))
     for region in regions:
         shade_rows(drawn, axis.interval(region), region)
     drawn.add_vline(x=axis.decades, line={"color": GREY, "width": 1.2})
     at, text = axis.ticks(growing=high > axis.decades + 0.5)
     drawn.update_xaxes(tickvals=at, ticktext=text)
     return drawn
+
+
+def sided(log_modulus: Floats, axis: DecayAxis) -> Floats:
+    """Positions with what does not grow kept on the decaying side of the circle, also where the axis joins the two."""
+    places = axis.position(log_modulus)
+    below = np.nextafter(float(axis.decades), -math.inf)
+    kept: Floats = np.where(log_modulus <= 0, np.minimum(places, below), places)
+    return kept
 
 
 def shade_rows(drawn: go.Figure, ends: Sequence[float], region: Region) -> None:
@@ -246,21 +256,33 @@ def shade_rows(drawn: go.Figure, ends: Sequence[float], region: Region) -> None:
 def phase_ridges(heads: Sequence[Head]) -> go.Figure:
     """Distributions of phases in [0, π], before and after."""
     rows = [(head, head.before.phase, head.after.phase) for head in heads]
-    drawn = ridges(rows, (0.0, math.pi), "phase |arg λ| (radians a step)")
+    drawn = ridges(rows, (0.0, math.pi), "phase |arg λ| (radians a step)", edge=0.0)
     quarter = math.pi / 4
     drawn.update_xaxes(tickvals=[n * quarter for n in range(5)], ticktext=["0", "π/4", "π/2", "3π/4", "π"])
     return drawn
 
 
-def ridges(rows: Sequence[tuple[Head, Floats, Floats]], reach: tuple[float, float], title: str) -> go.Figure:
-    """One row a head: a histogram after training, filled, and before it, outlined; equal areas."""
+def bin_edges(bins: int, reach: tuple[float, float], edge: float) -> Floats:
+    """Equal bins that cover the reach, one of them beginning exactly at `edge`."""
+    low, high = reach
+    width = (high - low) / bins
+    first, last = -math.ceil((edge - low) / width - 1e-9), math.ceil((high - edge) / width - 1e-9)
+    edges: Floats = edge + width * np.arange(first, last + 1)
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding leaves no value outside
+    return edges
+
+
+def ridges(
+    rows: Sequence[tuple[Head, Floats, Floats]], reach: tuple[float, float], title: str, edge: float
+) -> go.Figure:
+    """One row a head: histograms after training, filled, and before, outlined; equal areas, no bin across `edge`."""
     drawn = figure(title, "", 130 + 64 * len(rows))
     for place, (_, before, after) in enumerate(reversed(rows)):
         tallest = 0.0
         shapes = []
         for values in (after, before):
             bins = int(min(72, max(16, 2 * math.sqrt(len(values)))))
-            counts, edges = np.histogram(values, bins=bins, range=reach)
+            counts, edges = np.histogram(values, bins=bin_edges(bins, reach, edge))
             tallest = max(tallest, counts.max() / len(values))
             shapes.append((counts / len(values), edges))
         for (share, edges), late in zip(shapes, (True, False), strict=True):

@@ -37,6 +37,7 @@ from specreg.studies.pruning import RUNGS
 Evaluate = Callable[[Run, "Report"], Mapping[str, float]]
 AskDriver = Callable[[int, float], bool]
 PR_SET_PDEATHSIG = 1
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MESSAGE_LENGTH = 300
 DRIVER_GONE = 3  # exit status
 
@@ -255,7 +256,13 @@ def use_threads(threads: int) -> None:
 
 def thread_variables(threads: int) -> dict[str, str]:
     """The environment that numerical libraries read their number of threads from, when they are first loaded."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+
+def allowed_threads(share: int) -> int:
+    """A worker's share of the cores, or fewer if the user's environment says so."""
+    asked = [int(value) for name in THREAD_VARIABLES if (value := os.environ.get(name, "")).isdigit() and int(value)]
+    return max(1, min([share, *asked]))
 
 
 def reseed(seed: int) -> None:

@@ -203,6 +203,44 @@ def test_help_is_quick(tmp_path: Path) -> None:
     assert best <= 0.25, best
 
 
+def test_version(tmp_path: Path) -> None:
+    assert specreg("--version", cwd=tmp_path).stdout.startswith("specreg ")
+
+
+FAILING = """
+OBJECTIVES = {"score": "maximize"}
+
+def configure(trial):
+    trial.suggest_float("x", 0, 1)
+    from specreg.studies.configuration import Run
+    return Run(model={"name": "lru"}, task={"name": "digits"})
+
+def evaluate(run, report):
+    return {"score": float("nan")}
+"""
+
+
+def test_a_study_in_which_nothing_completes_ends_with_1(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = specreg("study", "run", "failing.py", "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 1 and "no trial of 2 completed" in done.stderr and "diverged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resuming_a_run_that_has_ended_says_so(tmp_path: Path) -> None:
+    assert specreg(*TRAIN, *TINY, "--steps", "2", "--out", "run", cwd=tmp_path).returncode == 0
+    done = specreg("train", "--resume", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0 and "ended already" in done.stderr
+
+
+def test_a_directory_without_a_readable_configuration_is_no_run(tmp_path: Path) -> None:
+    assert specreg(*TRAIN, *TINY, "--steps", "2", "--out", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "run/run.toml").write_text("")
+    for command in ("spectrum", "eval"):
+        done = specreg(command, "run", cwd=tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     done = specreg("train", "--model", "\x1b[31mlru\u202e", "--task", "digits", cwd=tmp_path)
     assert done.returncode == 2 and "\x1b" not in done.stderr and "\u202e" not in done.stderr

@@ -200,7 +200,7 @@ def test_a_masked_backbone_compiles() -> None:
     torch._dynamo.reset()
     compiled: Any = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*autograd.function.Function.* should not be", DeprecationWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # dynamo's own, others in each version
         torch.testing.assert_close(compiled(tokens, mask), model(tokens, mask))
     torch._dynamo.reset()
 

@@ -1,9 +1,11 @@
 """Reports: statistics against direct computations, a study that trained, damaged files, and names that mean harm."""
 
 import io
+import itertools
 import json
 import math
 import re
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -24,9 +26,9 @@ from specreg.studies import report_figures, report_markdown, report_page, report
 from specreg.studies.configuration import ConfigurationError
 from specreg.studies.definition import StudyError, load_study
 from specreg.studies.driver import run_study
-from specreg.studies.recorded_spectra import BINS, EDGES, Values, shares
+from specreg.studies.recorded_spectra import BINS, EDGES, Head, Values, shares
 from specreg.studies.recording import decode
-from specreg.studies.report import collect
+from specreg.studies.report import SPECTRAL_STATISTICS, collect
 from specreg.studies.report_statistics import (
     Estimate,
     Sample,
@@ -37,10 +39,11 @@ from specreg.studies.report_statistics import (
     importances,
     interval,
     on_front,
+    p_value,
     partial,
 )
-from specreg.studies.report_text import for_markdown, mean_and_spread, number, shown
-from specreg.studies.spectrum_figures import DecayAxis, modulus_text, outside
+from specreg.studies.report_text import for_markdown, mean_and_spread, number, over_seeds, shown
+from specreg.studies.spectrum_figures import DecayAxis, bin_edges, disc, moduli, modulus_text, outside
 
 STUDIES = Path(__file__).parent / "studies_for_tests"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -101,6 +104,36 @@ def test_interval_is_the_published_formula(rho, count):
     transformed = 0.5 * math.log((1 + rho) / (1 - rho))
     ends = [(math.exp(2 * t) - 1) / (math.exp(2 * t) + 1) for t in (transformed - error, transformed + error)]
     assert interval(rho, count) == pytest.approx(ends, abs=1e-12)
+
+
+@pytest.mark.parametrize(("rho", "count", "controls"), [(1.0, 30, 0), (-1 + 1e-12, 30, 0), (0.3, 4, 0), (0.3, 6, 2)])
+def test_no_interval_where_there_is_none(rho, count, controls):
+    """Neither a point at ±1 nor a formula that divides by next to nothing."""
+    assert interval(rho, count, controls) == (None, None)
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+def test_p_of_a_perfect_order_is_two_in_n_factorial(count):
+    """Of all orders, two have |ρ| = 1: never 0, as the t approximation has it."""
+    x = np.arange(count, dtype=float)
+    assert p_value(x, x**3) == p_value(x, -x) == pytest.approx(2 / math.factorial(count), rel=1e-12)
+
+
+def test_p_value_against_counting_every_order():
+    """With ties, by scipy's ρ of each of 120 orders."""
+    x, y = np.array([1.0, 2.0, 2.0, 4.0, 5.0]), np.array([2.0, 1.0, 3.0, 3.0, 7.0])
+    observed = abs(stats.spearmanr(x, y).statistic)
+    orders = [abs(stats.spearmanr(x, order).statistic) for order in itertools.permutations(y)]
+    assert p_value(x, y) == pytest.approx(np.mean(np.array(orders) >= observed - 1e-12), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [30, 199, 201])
+def test_p_value_of_many_trials(count):
+    """Near the t approximation where that holds, and the same on each call."""
+    draw = np.random.default_rng(count)
+    x = draw.normal(size=count)
+    y = 1.5 / math.sqrt(count) * x + draw.normal(size=count)
+    assert p_value(x, y) == p_value(x, y) == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.015)
 
 
 def test_interval_covers_the_true_correlation():
@@ -203,6 +236,7 @@ def test_estimates_in_words():
     found = Estimate.of([0.90, 0.92])
     assert found.deviation == pytest.approx(0.02 / math.sqrt(2)) and mean_and_spread(found) == "0.910 ± 0.014"
     assert mean_and_spread(Estimate.of([0.5])) == "0.5" and mean_and_spread(Estimate.of([12.0, 15.0])) == "13.5 ± 2.1"
+    assert over_seeds(Estimate.of([0.5])) == "1 seed" and over_seeds(found) == "mean ± sd of 2 seeds"
     words = [number(value) for value in (1.5e6, 792_736.0, 12_345.0, 1e-5, math.inf, math.nan)]
     assert words == ["1.5 M", "793 k", "12,345", "1e-05", "∞", "undefined"]
     assert [shown(v) for v in (None, True, 7, "a\x1bb\nc", "y" * 400)] == [
@@ -227,7 +261,52 @@ def test_axis_spreads_what_is_near_the_circle():
     assert (np.diff(places) > 0).all() and places[6] == 5
     assert axis.position(np.array([-0.01])) + axis.position(np.array([0.01])) == pytest.approx(10)
     assert np.isfinite(axis.position(np.array([-math.inf, math.inf]))).all()
-    assert [modulus_text(v) for v in (-1.0, -0.1, -0.01, -1e-4, 0.01)] == ["0.37", "0.90", "0.990", "0.99990", "1.010"]
+    assert [modulus_text(v) for v in (-1.0, -0.1, -0.01, -1e-4, 0.01)] == ["0.37", "0.90", "0.99", "0.9999", "1.01"]
+
+
+def a_head(before, after):
+    """A head with these real eigenvalues."""
+    values = [Values(np.log(np.array(modulus)), np.zeros(len(modulus))) for modulus in (before, after)]
+    return Head("layers.0", 0, *values)
+
+
+def right_of_the_circle(drawn, axis):
+    """The tallest bar of the moduli's rows beyond |λ| = 1."""
+    rows = [np.array([trace.x, trace.y]) for trace in drawn.data if trace.mode == "lines"]
+    return max(float(y[x > axis.decades].max(initial=0.0)) for x, y in rows)
+
+
+@pytest.mark.parametrize("largest", [0.989, 1 - 1e-9, 1.0])
+def test_no_bar_beyond_the_circle_unless_modes_grow(largest):
+    """No bin straddles |λ| = 1, and what does not grow lies left of it, also where the axis joins both sides."""
+    modulus = np.append(np.random.default_rng(0).uniform(0.8, 0.989, 200), largest)
+    for axis in (DecayAxis.of([np.log(modulus)]), DecayAxis(2)):
+        assert right_of_the_circle(moduli([a_head(modulus, modulus)], axis, ()), axis) == 0
+        grown = a_head(modulus, np.append(modulus, 1 + 1e-9))
+        assert right_of_the_circle(moduli([grown], axis, ()), axis) > 0
+
+
+@pytest.mark.parametrize(("reach", "edge"), [((-0.4, 3.25), 3.0), ((0.0, math.pi), 0.0), ((-1.3, 7.77), 4.0)])
+def test_bins_are_equal_and_split_at_the_edge(reach, edge):
+    """The edge is an edge to the last bit, and the reach is covered."""
+    edges = bin_edges(37, reach, edge)
+    assert edge in edges and edges[0] <= reach[0] and edges[-1] >= reach[1]
+    assert np.diff(edges) == pytest.approx((reach[1] - reach[0]) / 37, rel=1e-6)
+
+
+def test_axis_has_room_and_ticks_near_the_circle():
+    """0.99 is told from 1 however fast the modes decay, 0.999 where they reach it."""
+    fast, slow = (DecayAxis.of([np.log(np.full(100, modulus))]) for modulus in (0.7, 0.999))
+    assert [text.split("<br>")[0] for text in fast.ticks(growing=False)[1]] == ["0.37", "0.90", "0.99", "1"]
+    assert "0.999<br>1,000" in slow.ticks(growing=False)[1]
+    assert slow.position(np.log(np.array([0.999])))[0] <= slow.decades - 0.5
+
+
+def test_disc_of_real_eigenvalues_has_a_density():
+    """The second axis is the imaginary part only where something is drawn against it."""
+    real = a_head([0.5, 0.6], [0.7, 0.8])
+    turning = replace(real, after=Values(real.after.log_modulus, np.array([0.1, 0.2])))
+    assert disc(real, ()).layout.yaxis.title.text == "density" and disc(turning, ()).layout.yaxis.title.text == "Im λ"
 
 
 # A study that trained
@@ -256,6 +335,55 @@ def test_report_tells_what_the_files_say(trained):
         assert track.quantiles[-1][2] == expected
     region = report.spectra.regions[0]
     assert (region.low, region.high) == pytest.approx((math.exp(-1), math.exp(-1 / 64)), abs=1e-4)
+
+
+def test_every_recorded_statistic_has_a_name(trained):
+    """What a run records of its spectra at the end is what the report relates to the score."""
+    report = collect(trained)
+    assert set(SPECTRAL_STATISTICS) <= set(report.best.trial.metrics)
+
+
+def test_heads_beyond_the_disc_are_listed_one_by_one(trained):
+    """Name and figure of each head stand together."""
+    report = collect(trained)
+    far = np.array([0.0] * 97 + [1.0] * 3)
+    heads = tuple(
+        replace(head, after=Values(far, np.zeros(100)), layer="layers.0", head=place)
+        for place, head in enumerate(report.spectra.heads[:2])
+    )
+    page = report_page.page(replace(report, spectra=replace(report.spectra, heads=heads)))
+    assert "layers.0 head 0: 3 %; layers.0 head 1: 3 %." in " ".join(page.split())
+
+
+def test_few_trials_are_said_to_be_few(trained):
+    """Below six trials every renderer says so, with no interval at ρ = ±1; from six on none does."""
+    report = collect(trained)
+    score = [0.1, 0.2, 0.3, 0.4]
+    few = correlations({"mean_phase": score}, score, np.empty((4, 0)))
+    assert few[0].rho == 1 and (few[0].low, few[0].high) == (None, None) and few[0].p_value == pytest.approx(1 / 12)
+    shown_in = lambda found: every_renderer(replace(report, correlations=found)).count("too few trials")  # noqa: E731
+    assert shown_in(few) == 3
+    assert shown_in(tuple(replace(entry, count=6) for entry in few)) == 0
+    mixed = replace(report, correlations=(*few, replace(few[0], count=6)))
+    assert mixed.doubt() == "rows with n below 6 have too few trials to rely on"
+
+
+def test_one_seed_has_no_deviation_to_speak_of(trained):
+    """Neither "1 seeds" nor "± sd of 1 seed"."""
+    report = collect(trained)
+    text = every_renderer(replace(report, best=replace(report.best, score=Estimate.of([0.5]))))
+    assert "1 seeds" not in text and "sd of 1 seed" not in text and "0.5 (1 seed)" in text
+
+
+def test_the_best_run_is_trained_again_from_its_own_file(trained):
+    """The command names run.toml where it is, and what it holds is what the report prints."""
+    report = collect(trained)
+    words = shlex.split(report.commands()[0])
+    file = trained / "trials" / f"{report.best.trial.slot:04d}" / "0" / "run.toml"
+    assert words == ["specreg", "train", "--config", str(file), "--out", "runs/again"]
+    assert file.read_text().strip() == report.best.run_toml.strip()
+    text = every_renderer(report)
+    assert text.count(report.commands()[0]) >= 2 and text.count("the study's own") + text.count("study&#39;s own") == 3
 
 
 @pytest.mark.parametrize("known", [0, 1, 2])
@@ -387,7 +515,9 @@ def test_without_run_directories(damaged):
     shutil.rmtree(folder / "trials")
     report = collect(folder)
     assert report.spectra is None and "no run directories" in " ".join(report.notes)
-    assert report.best.run_toml is not None and "No spectra were recorded" in every_renderer(report)
+    text = every_renderer(report)
+    assert report.best.run_toml is not None and "No spectra were recorded" in text
+    assert report.commands() == () and "specreg train" not in text and "directory is gone" in text
 
 
 def test_a_directory_outside_the_study_is_not_read(damaged, tmp_path):
