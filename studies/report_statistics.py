@@ -156,8 +156,10 @@ def correlations(
         if count < 4 or np.ptp(x[kept]) == 0 or np.ptp(y[kept]) == 0:
             continue
         rho = float(np.clip(stats.spearmanr(x[kept], y[kept]).statistic, -1, 1))
-        held = partial(x[kept], y[kept], controls[kept])
-        found.append(Correlation(name, count, rho, *interval(rho, count), p_value(x[kept], y[kept]), *held))
+        low, high = interval(rho, count)
+        held, held_low, held_high = partial(x[kept], y[kept], controls[kept])
+        chance = p_value(x[kept], y[kept])
+        found.append(Correlation(name, count, rho, low, high, chance, held, held_low, held_high))
     corrected = holm([entry.p_value for entry in found])
     whole = [Correlation(**{**vars(c), "p_value": p}) for c, p in zip(found, corrected, strict=True)]
     return tuple(sorted(whole, key=lambda entry: -abs(entry.rho)))

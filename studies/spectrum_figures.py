@@ -267,7 +267,7 @@ def bin_edges(bins: int, reach: tuple[float, float], edge: float) -> Floats:
     low, high = reach
     width = (high - low) / bins
     first, last = -math.ceil((edge - low) / width - 1e-9), math.ceil((high - edge) / width - 1e-9)
-    edges: Floats = edge + width * np.arange(first, last + 1)
+    edges: Floats = edge + width * np.arange(first, last + 1, dtype=np.float64)
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)  # rounding leaves no value outside
     return edges
 
