@@ -15,6 +15,7 @@ from specreg.system import LinearSystem
 
 Norm = Literal["layer", "rms"]
 Positions = Literal["none", "learned", "sinusoidal"]
+TIED_STD = 0.02  # of an embedding that is a head as well: larger ones begin far from uniform answers
 NORM_EPS = 1e-5  # set here, because RMSNorm's default depends on the dtype
 
 
@@ -76,6 +77,7 @@ class Backbone(nn.Module):
         norm: Norm = "layer",
         positions: Positions = "none",
         dropout: float = 0.0,
+        tied: bool = False,  # one matrix embeds tokens and, transposed, answers with them
     ) -> None:
         super().__init__()
         widths = {mixer.d_model for mixer in mixers}
@@ -85,13 +87,18 @@ class Backbone(nn.Module):
             raise ValueError(f"give vocab_size for tokens or channels for values, got {vocab_size} and {channels}")
         if not 0 <= dropout < 1 or mlp_ratio < 0:
             raise ValueError(f"dropout is in [0, 1) and mlp_ratio at least 0, got {dropout} and {mlp_ratio}")
+        if tied and vocab_size != num_classes:
+            raise ValueError(f"tied needs one class a token, got {num_classes} classes and vocab_size {vocab_size}")
         d_model = widths.pop()
         self.per_position = per_position
+        self.embedding: nn.Linear | nn.Embedding
         self.embedding = nn.Linear(channels, d_model) if vocab_size is None else nn.Embedding(vocab_size, d_model)
         self.positions = position_embedding(positions, max_length, d_model)
         self.blocks = nn.ModuleList(Block(mixer, mlp_ratio, norm, dropout) for mixer in mixers)
         self.norm = make_norm(norm, d_model)
-        self.head = nn.Linear(d_model, num_classes)
+        self.head = None if tied else nn.Linear(d_model, num_classes)
+        if tied:
+            nn.init.normal_(self.embedding.weight, std=TIED_STD)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits."""
@@ -121,10 +128,11 @@ class Backbone(nn.Module):
     def macs(self, length: int) -> int:
         """Multiply–accumulate operations for one sequence: every linear map at every step, and the mixers' cores."""
         linear = sum(m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
-        if not self.per_position:
-            head = self.head.in_features * self.head.out_features
-            return (linear - head) * length + head + sum(mixer.core_macs(length) for mixer in self.mixers())
-        return linear * length + sum(mixer.core_macs(length) for mixer in self.mixers())
+        head = (self.embedding if self.head is None else self.head).weight.numel()
+        if self.head is not None:
+            linear -= head
+        answers = length if self.per_position else 1
+        return linear * length + head * answers + sum(mixer.core_macs(length) for mixer in self.mixers())
 
     def _embed(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
@@ -140,7 +148,7 @@ class Backbone(nn.Module):
         x = self.norm(x)
         if not self.per_position:
             x = x.mean(1) if mask is None else masked(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-        return self.head(x)  # type: ignore[no-any-return]
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 
 
 def check_mask(mask: Tensor, shape: torch.Size) -> None:

@@ -41,8 +41,8 @@ class Applied(NamedTuple):
 class SoftmaxAttention(Attention):
     """core_t = Σ_{j≤t} exp(q_t·k_j/√d_h) v_j / η_t with η_t = Σ_{j≤t} exp(q_t·k_j/√d_h) and λ_t = η_{t−1}/η_t.
 
-    Each η uses its own query (Rickenbach et al. 2025, arXiv 2510.09379). On the CPU and from a fresh start the
-    flash kernel runs, and log η costs O(T) memory, gradient included; elsewhere the scores are formed.
+    Each η uses its own query (Rickenbach et al. 2025, arXiv 2510.09379). From a fresh start torch's fused kernel runs
+    (CPU; CUDA in float32), and log η costs O(T) memory, gradient included; elsewhere the scores are formed.
     """
 
     def mix(self, u: Tensor, state: SoftmaxState | None, mask: Tensor | None) -> tuple[Tensor, SoftmaxState, Applied]:
@@ -89,7 +89,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, fresh: bool
     """Causal attention ``(B, T, H, d)`` and its log-sum-exp ``(B, T, H)``, the last T keys being the queries' own."""
     # the kernel reads rows as contiguous without checking: other strides give garbage
     q, k, v = (x.contiguous().transpose(1, 2) for x in (q, k, v))
-    if fresh and q.device.type == "cpu":
+    if fresh and (q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype == torch.float32)):
         out, log_eta = FlashAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
     else:
         start = k.shape[-2] - q.shape[-2]
@@ -106,18 +106,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, fresh: bool
 
 
 class FlashAttention(Function):
-    """torch's CPU flash kernel with a gradient for its log-sum-exp, which torch itself leaves out.
+    """torch's fused causal attention with a gradient for its log-sum-exp, which torch itself leaves out.
 
-    ∂L/∂s_ij = p_ij (dO_i·v_j − dO_i·o_i + g_i) for a cotangent g of the log-sum-exp: what the kernel's own backward
-    gives for one more value column with v = 0, o = −1 and dO = g. Scores come in scaled.
+    ∂L/∂s_ij = p_ij (dO_i·v_j − dO_i·o_i + g_i) for a cotangent g of the log-sum-exp. The kernels' backward reads the
+    output o in dO_i·o_i alone, so it is handed one for which that product is less by g_i. Scores come in scaled.
     """
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        width = max(q.shape[-1], v.shape[-1])
-        rows = [_wide(x, width) for x in (q, k, v)]
-        out, log_eta = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*rows, 0.0, True, scale=1.0)
-        return out[..., : v.shape[-1]].contiguous(), log_eta
+        if q.device.type == "cpu":
+            rows = _wide(q, k, v)
+            out, log_eta = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*rows, 0.0, True, scale=1.0)
+        else:
+            rows, efficient = _aligned(q, k, v), torch.ops.aten._scaled_dot_product_efficient_attention
+            out, log_eta, *_ = efficient(*rows, None, True, 0.0, True, scale=1.0)
+        return out[..., : v.shape[-1]].contiguous(), log_eta[..., : q.shape[-2]].contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -127,14 +130,36 @@ class FlashAttention(Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_log_eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, log_eta = ctx.saved_tensors
-        values, outs = _column(v, 0.0), _column(out, -1.0)
-        grads = torch.cat((grad_out, grad_log_eta.unsqueeze(-1)), -1)
-        width = max(q.shape[-1], values.shape[-1])
-        padded = [_wide(x, width) for x in (grads, q, k, values, outs)]
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *padded, log_eta, 0.0, True, scale=1.0
-        )
+        grad_out, out = _less_by(grad_log_eta, grad_out, out)
+        if q.device.type == "cpu":
+            rows = _wide(grad_out, q, k, v, out)
+            dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *rows, log_eta, 0.0, True, scale=1.0
+            )
+        else:
+            grad_out, q_, k_, v_, out = _aligned(grad_out, q, k, v, out)
+            # this kernel reads log-sum-exps in blocks of 32, and takes exp(score − ∞) = 0 for what is not there
+            log_eta = torch.nn.functional.pad(log_eta, (0, -log_eta.shape[-1] % 32), value=torch.inf)
+            seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
+            dq, dk, dv, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+                grad_out, q_, k_, v_, None, out, log_eta, seed, seed, 0.0, [True, True, True, False], True, scale=1.0
+            )
         return dq[..., : q.shape[-1]], dk[..., : k.shape[-1]], dv[..., : v.shape[-1]]
+
+
+def _less_by(cotangent: Tensor, grad_out: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """dO and an o′ with dO·o′ = dO·o − cotangent in each row.
+
+    A row of zeros cannot have that, and gets a dO that is 1e-30 of the cotangent.
+    """
+    g = cotangent.unsqueeze(-1)
+    least = torch.where(g == 0, 0.0, (1e-30 * g.abs()).clamp_min(torch.finfo(out.dtype).tiny))
+    size = grad_out.abs().amax(-1, keepdim=True)
+    grad_out = torch.where(size < least, torch.nn.functional.pad(least, (0, out.shape[-1] - 1)), grad_out)
+    size = torch.maximum(size, least)
+    size = torch.where(size > 0, size, 1.0)
+    unit = grad_out / size  # squares of dO itself underflow in float32
+    return grad_out, out - g / size * unit / unit.square().sum(-1, keepdim=True).clamp_min(1.0)
 
 
 def joined(earlier: Tensor | None, now: Tensor | None, old: Tensor, new: Tensor) -> Tensor | None:
@@ -148,9 +173,16 @@ def joined(earlier: Tensor | None, now: Tensor | None, old: Tensor, new: Tensor)
     return torch.cat(parts, 1)
 
 
-def _wide(x: Tensor, width: int) -> Tensor:
+def _wide(*rows: Tensor) -> list[Tensor]:
+    """Zero columns added, so that all are of one width, as the CPU's kernel wants them."""
+    width = max(x.shape[-1] for x in rows)
+    return [_padded(x, width) for x in rows]
+
+
+def _aligned(*rows: Tensor) -> list[Tensor]:
+    """Zero columns added, so that each row begins at a multiple of 32 bytes."""
+    return [_padded(x, -(-x.shape[-1] // 8) * 8) for x in rows]
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
     return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
-
-
-def _column(x: Tensor, value: float) -> Tensor:
-    return torch.nn.functional.pad(x, (0, 1), value=value)

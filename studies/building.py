@@ -145,7 +145,7 @@ def assemble(cls: type[Mixer], settings: Mapping[str, Any], task: Task, init: Ta
     return model
 
 
-BACKBONE_SETTINGS = ("mlp_ratio", "norm", "positions", "dropout")
+BACKBONE_SETTINGS = ("mlp_ratio", "norm", "positions", "dropout", "tied")
 
 
 def named(kind: str, name: str, known: Mapping[str, type]) -> Any:

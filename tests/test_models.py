@@ -572,6 +572,24 @@ def test_flash_attention_differentiates_its_normaliser(width: int, value_width: 
         assert_same(lambda x=used[0]: x, lambda x=used[1]: x, [q, k, v][: 2 if use == slice(1, 2) else 3])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1e8])
+def test_flash_attention_at_any_ratio_of_its_two_cotangents(size: float, dtype: torch.dtype) -> None:
+    """The output's cotangent may be zero in some rows, or tiny or huge against that of the log-sum-exp."""
+    torch.manual_seed(8)
+    q, k, v, grad_out = torch.randn(4, 2, 1, 20, 4, dtype=torch.double).to(dtype).unbind()
+    grad_out, grad_log_eta = size * grad_out, torch.randn(2, 1, 20, dtype=torch.double).to(dtype)
+    grad_out[:, :, ::3] = 0.0
+    found, wanted = [], []
+    forms = ((FlashAttention.apply, found, dtype), (explicit_attention, wanted, torch.double))
+    for attention, gradients, kind in forms:
+        leaves = [x.to(kind).requires_grad_() for x in (q, k, v)]
+        gradients.extend(torch.autograd.grad(attention(*leaves), leaves, [grad_out.to(kind), grad_log_eta.to(kind)]))
+    for a, b in zip(found, wanted, strict=True):
+        tolerance = 1e3 * torch.finfo(dtype).eps * b.abs().max().item() + 1e-28
+        torch.testing.assert_close(a.double(), b, rtol=0.0, atol=tolerance)
+
+
 def test_attend_ignores_strides() -> None:
     """The kernel reads rows as contiguous: inputs in any memory order give the same."""
     torch.manual_seed(7)
@@ -582,3 +600,22 @@ def test_attend_ignores_strides() -> None:
         torch.testing.assert_close(a, b)
     for a, b in zip(attend(q, k, v, None, fresh=False), wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_tied_backbone_answers_with_its_embedding() -> None:
+    """One matrix embeds tokens and scores them: no parameter of a head, gradients from both ends, the same work."""
+    torch.manual_seed(0)
+    tied, free = (
+        Backbone([LRU(8, 4)], num_classes=5, max_length=6, vocab_size=5, per_position=True, tied=tied)
+        for tied in (True, False)
+    )
+    tokens = torch.tensor([[0, 1, 2, 3]])
+    features: list[Tensor] = []
+    tied.norm.register_forward_hook(lambda module, inputs, output: features.append(output))
+    torch.testing.assert_close(tied(tokens), features[0] @ tied.embedding.weight.T)
+    tied(tokens)[0, 0, 4].backward()
+    assert tied.embedding.weight.grad is not None and bool(tied.embedding.weight.grad[4].any())  # 4 is never read
+    assert not any("head" in name for name, _ in tied.named_parameters())
+    assert tied.macs(6) == free.macs(6)
+    with pytest.raises(ValueError, match="one class a token, got 3 classes and vocab_size 5"):
+        Backbone([LRU(8, 4)], num_classes=3, max_length=6, vocab_size=5, tied=True)
