@@ -64,13 +64,13 @@ def _one_a_module(package: ModuleType, base: type) -> dict[str, type]:
 
 
 def _concrete(module: ModuleType, base: type) -> dict[str, type]:
-    """Classes defined in `module` that are a `base` and can be made, by snake-case name."""
+    """Classes defined in `module`, or in a package below it, that are a `base` and can be made, by snake-case name."""
     return {
         snake_case(name): member
         for name, member in vars(module).items()
         if inspect.isclass(member)
         and issubclass(member, base)
-        and member.__module__ == module.__name__
+        and f"{member.__module__}.".startswith(f"{module.__name__}.")
         and not inspect.isabstract(member)
     }
 

@@ -1,44 +1,17 @@
-"""Penalties: from a spectrum to a loss that is zero at its target and has a finite gradient everywhere.
-
-A penalty pools a layer: all steps and heads that count, each eigenvalue once. `PerHead(penalty)` takes each head's
-own spectrum instead and averages over heads.
-"""
+"""Penalties on each eigenvalue and on their law."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from specreg.penalties.base import Penalty, check_target, line
 from specreg.spectrum import Spectrum
 from specreg.targets import LogUniformTimescale, Ring, Target, midpoints
-
-
-class Penalty(ABC):
-    """A scalar loss of one spectrum; members are frozen dataclasses and write `loss`."""
-
-    takes: ClassVar[type] = Spectrum  # what an estimator has to give
-
-    def __call__(self, spectrum: Spectrum) -> Tensor:
-        """The loss, scalar, at least 0; steps that do not count have no part in it and no gradient."""
-        return self.loss(spectrum.counted())
-
-    @abstractmethod
-    def loss(self, spectrum: Spectrum) -> Tensor:
-        """The loss of a spectrum whose masked steps have weight 0 and hold finite values, scalar, at least 0."""
-
-    @abstractmethod
-    def goal(self, count: int) -> Spectrum:
-        """A spectrum of `count` values, ``(1, 1, 1, count)`` in float64, at which the loss is 0."""
-
-    @classmethod
-    @abstractmethod
-    def example(cls) -> Self:
-        """A member for tests and first tries."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +35,7 @@ class Band(Penalty):
         return (spectrum.weights() * (self.high**2 * above.square() + below.square())).sum()
 
     def goal(self, count: int) -> Spectrum:
-        return _line(((self.high - self.low) * midpoints(count) + self.low).log())
+        return line(((self.high - self.low) * midpoints(count) + self.low).log())
 
     @classmethod
     def example(cls) -> Self:
@@ -90,7 +63,7 @@ class TimescaleBand(Penalty):
 
     def goal(self, count: int) -> Spectrum:
         low, high = math.log(self.shortest), math.log(self.longest)
-        return _line(-(-(low + (high - low) * midpoints(count))).exp())
+        return line(-(-(low + (high - low) * midpoints(count))).exp())
 
     @classmethod
     def example(cls) -> Self:
@@ -104,13 +77,13 @@ class TimescaleDistance(Penalty):
     target: Target
 
     def __post_init__(self) -> None:
-        _check_target("timescale_distance", self.target)
+        check_target("timescale_distance", self.target)
 
     def loss(self, spectrum: Spectrum) -> Tensor:
         return self.target.timescale_distance(spectrum)
 
     def goal(self, count: int) -> Spectrum:
-        return _line(*self.target.quantiles(count))
+        return line(*self.target.quantiles(count))
 
     @classmethod
     def example(cls) -> Self:
@@ -124,7 +97,7 @@ class PhaseDistance(Penalty):
     target: Target
 
     def __post_init__(self) -> None:
-        _check_target("phase_distance", self.target)
+        check_target("phase_distance", self.target)
         if self.target.max_phase is None:
             raise ValueError(f"phase_distance needs a target with a law of phases: give {self.target} a max_phase")
 
@@ -132,7 +105,7 @@ class PhaseDistance(Penalty):
         return self.target.phase_distance(spectrum)
 
     def goal(self, count: int) -> Spectrum:
-        return _line(*self.target.quantiles(count))
+        return line(*self.target.quantiles(count))
 
     @classmethod
     def example(cls) -> Self:
@@ -158,14 +131,3 @@ class PerHead(Penalty):
     @classmethod
     def example(cls) -> Self:
         return cls(TimescaleDistance.example())
-
-
-def _line(log_modulus: Tensor, phase: Tensor | None = None) -> Spectrum:  # (count,), (count,)
-    phase = torch.zeros_like(log_modulus) if phase is None else phase
-    ones = torch.ones(len(log_modulus), dtype=torch.long)
-    return Spectrum(log_modulus.view(1, 1, 1, -1), phase.view(1, 1, 1, -1), ones)
-
-
-def _check_target(name: str, target: object) -> None:
-    if not isinstance(target, Target):
-        raise ValueError(f"{name} takes a target, as in {name}(ring(0.9, 0.99)), got {target!r}")

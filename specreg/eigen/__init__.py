@@ -1,0 +1,1 @@
+"""Eigenvalues with a gradient that is safe, and what else a matrix says of its transients."""

@@ -1,0 +1,84 @@
+"""Square matrices without structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specreg.operators.base import StructuredOperator, check_window
+from specreg.spectrum import polar
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(StructuredOperator):
+    """A batch of square matrices without structure, real or complex: a recurrent weight, a Jacobian.
+
+    Raises `ValueError` for a matrix that is not square and, when eigenvalues are asked for, for an entry that is NaN
+    or infinite, with the index of the batch element.
+
+    The gradient is torch's, which needs a basis of eigenvectors. At a defective matrix (a shift, a Jordan block) no
+    gradient exists: torch raises `LinAlgError` in the backward pass, for the whole batch if one matrix is so, or gives
+    values of order 1/eps. Leave such matrices out or add a small random one; values alone are safe.
+    """
+
+    matrix: Tensor  # (*batch, n, n)
+
+    def __post_init__(self) -> None:
+        if self.matrix.dim() < 2 or self.matrix.shape[-1] != self.matrix.shape[-2]:
+            raise ValueError(f"Dense takes square matrices (*batch, n, n), got shape {tuple(self.matrix.shape)}")
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.matrix.shape
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+    def eigenvalues(self) -> Tensor:
+        if not torch.isfinite(self.matrix).all():
+            bad = (~torch.isfinite(self.matrix)).flatten(-2).any(-1).nonzero()[0].tolist()
+            raise ValueError(f"eigenvalues need finite matrices: batch element {tuple(bad)} holds a NaN or an infinity")
+        return torch.linalg.eigvals(self.matrix)  # type: ignore[no-any-return]
+
+    def polar(self) -> tuple[Tensor, Tensor]:
+        return polar(self.eigenvalues())  # one solve for both
+
+    def log_modulus(self) -> Tensor:
+        return self.polar()[0]
+
+    def phase(self) -> Tensor:
+        return self.polar()[1]
+
+    def multiplicity(self) -> Tensor:
+        return torch.ones(self.matrix.shape[-1], dtype=torch.long, device=self.matrix.device)
+
+    def mm(self, matrix: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.matrix.dtype, matrix.dtype)
+        return self.matrix.to(dtype) @ matrix.to(dtype)
+
+    def adjoint(self) -> Dense:
+        return Dense(self.matrix.mH)
+
+    def log_scale(self) -> Tensor:
+        """log of the largest entry: no eigensolve is needed to keep a product in range."""
+        return self.matrix.abs().amax((-1, -2)).log()
+
+    def scaled(self, log_scale: Tensor) -> Dense:
+        return Dense(self.matrix * log_scale.exp()[..., None, None])
+
+    def window(self, width: int, stride: int = 1) -> Dense:
+        check_window(self.shape, width, stride)
+        if self.matrix.shape[1] == 1:
+            return Dense(torch.linalg.matrix_power(self.matrix, width))
+        last = self.matrix.shape[1] - width + 1
+        product = self.matrix[:, 0:last:stride]
+        for offset in range(1, width):
+            product = self.matrix[:, offset : offset + last : stride] @ product
+        return Dense(product)
+
+    @classmethod
+    def example(cls) -> Dense:
+        """Real matrices with real and complex eigenvalues, batch (2, 7, 3), n = 4, float64."""
+        return cls(torch.randn(2, 7, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
