@@ -1,8 +1,9 @@
-"""What is known of a spectrum: all eigenvalues of a batch of transitions, with their counts."""
+"""What is known of a spectrum: all eigenvalues with their counts, a few extreme ones, a density, or exponents."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,7 @@ class Spectrum:
     phase: Tensor  # (B|1, T|1, H, m), radians
     multiplicity: Tensor  # (m,), how often each occurs
     mask: Tensor | None = None  # (B|1, T), True where the step counts; None: all count
+    condition: Tensor | None = None  # (B|1, T|1, H, m), κ = ‖x‖‖y‖/|yᴴx| ≥ 1 of each, detached; None: normal, all 1
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -68,8 +70,13 @@ class Spectrum:
     def heads(self) -> list[Spectrum]:
         """One spectrum for each head or independent block."""
         return [
-            replace(self, log_modulus=modulus.unsqueeze(2), phase=phase.unsqueeze(2))
-            for modulus, phase in zip(self.log_modulus.unbind(2), self.phase.unbind(2), strict=True)
+            replace(
+                self,
+                log_modulus=self.log_modulus[:, :, head, None],
+                phase=self.phase[:, :, head, None],
+                condition=None if self.condition is None else self.condition[:, :, head, None],
+            )
+            for head in range(self.log_modulus.shape[2])
         ]
 
     def detach(self) -> Spectrum:
@@ -83,6 +90,43 @@ class Spectrum:
             if self.log_modulus.shape[axis] == 1:
                 counts = counts.sum(axis, keepdim=True)
         return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """A few eigenvalues at one end of a spectrum, each with its certificate; warm-starts the next call."""
+
+    eigenvalues: Tensor  # (*batch, k), complex, or real of a symmetric operator, the most extreme first
+    residuals: Tensor  # (*batch, k), the larger of ‖A x − λ x‖/|λ₁| and ‖Aᴴ y − λ̄ y‖/|λ₁| for unit x and y, recomputed
+    condition: Tensor  # (*batch, k), κ = 1/|yᴴx| for unit x and y
+    converged: Tensor  # (*batch, k), bool: certified to be the wanted eigenvalue, not a ghost and not a later one
+    num_matvecs: int  # products with A and with Aᴴ that it took, of one batch element the most
+    right: Tensor  # (*batch, n, k), unit right vectors, detached
+    left: Tensor  # (*batch, n, k), unit left vectors, detached: yᴴ A = λ yᴴ
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """A spectral density of a symmetric operator as weighted nodes, from independent probes."""
+
+    nodes: Tensor  # (*batch, probes, m), real
+    weights: Tensor  # (*batch, probes, m), sum to 1 over m for each probe
+
+    def moment(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(1/n) tr f(A) and its standard error over the probes, each ``(*batch)``."""
+        values = (self.weights * function(self.nodes)).sum(-1)
+        probes = values.shape[-1]
+        if probes < 2:
+            raise ValueError("a standard error needs at least 2 probes, got 1: ask the estimator for more")
+        return values.mean(-1), values.std(-1) / math.sqrt(probes)
+
+
+@dataclass(frozen=True, eq=False)
+class Exponents:
+    """Lyapunov exponents of a product of transitions, largest first, in nats a step."""
+
+    values: Tensor  # (*batch, k)
+    standard_error: Tensor  # (*batch, k), over windows of time, detached
 
 
 def from_polar(log_modulus: Tensor, phase: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specreg.estimators import Estimator
-from specreg.operators import StructuredOperator
+from specreg.operators import LinearOperator
 from specreg.penalties import Penalty
 from specreg.spectrum import Spectrum
 from specreg.system import LinearSystem
@@ -84,7 +84,7 @@ class Term:
         """weight · schedule(step)."""
         return self.weight * self.schedule(step)
 
-    def __call__(self, systems: Mapping[str, LinearSystem | StructuredOperator], step: int = 0) -> Evaluation:
+    def __call__(self, systems: Mapping[str, LinearSystem | LinearOperator], step: int = 0) -> Evaluation:
         """Evaluate on named systems or operators, such as the layers that `with_systems` hands out."""
         if not systems:
             raise ValueError(f"term {self.name!r} got no system: give a mapping from layer name to system")

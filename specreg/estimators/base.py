@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
-from specreg.operators import StructuredOperator
+import torch
+
+from specreg.operators import LinearOperator
 from specreg.system import LinearSystem
 
 Knowledge = TypeVar("Knowledge", covariant=True)
@@ -20,5 +22,8 @@ class Estimator(ABC, Generic[Knowledge]):
     gives: ClassVar[type]
 
     @abstractmethod
-    def __call__(self, source: LinearSystem | StructuredOperator) -> Knowledge:
-        """What is known of the spectrum of a system, masked steps counted out, or of an operator."""
+    def __call__(self, source: LinearSystem | LinearOperator, generator: torch.Generator | None = None) -> Knowledge:
+        """What is known of the spectrum of a system, masked steps counted out, or of an operator.
+
+        `generator` draws what is random; None: a fresh one seeded with 0. Nobody's global random state is touched.
+        """

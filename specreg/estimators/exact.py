@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from specreg.estimators.base import Estimator
-from specreg.operators import StructuredOperator
+from specreg.operators import LinearOperator, StructuredOperator
 from specreg.spectrum import Spectrum
 from specreg.system import LinearSystem
 
@@ -21,7 +23,7 @@ class Exact(Estimator[Spectrum]):
 
     gives = Spectrum
 
-    def __call__(self, source: LinearSystem | StructuredOperator) -> Spectrum:
+    def __call__(self, source: LinearSystem | LinearOperator, generator: torch.Generator | None = None) -> Spectrum:
         if isinstance(source, StructuredOperator):
             return _spectrum(source)
         if not isinstance(source, LinearSystem):
