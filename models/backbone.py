@@ -15,7 +15,6 @@ from specreg.system import LinearSystem
 
 Norm = Literal["layer", "rms"]
 Positions = Literal["none", "learned", "sinusoidal"]
-TIED_STD = 0.02  # of an embedding that is a head as well: larger ones begin far from uniform answers
 NORM_EPS = 1e-5  # set here, because RMSNorm's default depends on the dtype
 
 
@@ -98,7 +97,7 @@ class Backbone(nn.Module):
         self.norm = make_norm(norm, d_model)
         self.head = None if tied else nn.Linear(d_model, num_classes)
         if tied:
-            nn.init.normal_(self.embedding.weight, std=TIED_STD)
+            nn.init.normal_(self.embedding.weight, std=d_model**-0.5)  # logits of variance 1, and not lost in the sum
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits."""
