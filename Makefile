@@ -11,7 +11,7 @@ quickstart: .venv/installed
 	@echo "The report is in report.html: it opens offline in any browser."
 
 test: .venv/tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: .venv/developed
 	$(BIN)/ruff check .

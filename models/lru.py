@@ -16,6 +16,8 @@ from specreg.spectrum import from_polar
 from specreg.system import System
 from specreg.targets import Ring, Target
 
+SMALLEST_PHASE = 1e-6  # radians a step; a phase of 0 would be held as −∞ and never move
+
 
 class LRUState(NamedTuple):
     """What the next call needs."""
@@ -68,7 +70,7 @@ class LRU(Mixer):
         log_modulus, phase = target.quantiles(self.d_state)
         assign(self, "log_rate", (-log_modulus).log())
         if phase is not None:
-            assign(self, "log_phase", phase.log())
+            assign(self, "log_phase", phase.clamp_min(SMALLEST_PHASE).log())
         assign(self, "log_gain", 0.5 * (-torch.expm1(2 * log_modulus)).log())  # √(1 − |λ|²)
 
     def mix(self, u: Tensor, state: LRUState | None, mask: Tensor | None) -> tuple[Tensor, LRUState, Applied]:

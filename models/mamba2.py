@@ -146,7 +146,7 @@ def inverse_softplus(value: Tensor) -> Tensor:
 def real_quantiles(mixer: Mixer, target: Target, count: int) -> Tensor:
     """The target's log-moduli for a mixer of positive decays; raises `UnreachableTargetError` if it has phases."""
     log_modulus, phase = target.quantiles(count)
-    if phase is not None:
+    if phase is not None and bool(phase.any()):
         raise UnreachableTargetError(
             f"{type(mixer).__name__} has positive real eigenvalues and cannot meet {target}, which asks for phases: "
             "leave max_phase out, or use a complex model such as lru"

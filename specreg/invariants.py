@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -45,22 +46,83 @@ def effective_memory(system: LinearSystem, lags: Sequence[int] | None = None) ->
 
     Raises `ValueError` for lags that do not increase from 0.
     """
+    reading = _reading(system, lags)
+    moment = sum(part * age for part, age in zip(reading.parts, reading.ages, strict=True))
+    time = torch.arange(system.length, dtype=reading.total.dtype, device=reading.total.device).view(1, -1, 1)
+    return reading.mean(moment / torch.where(reading.counted, reading.total * time, 1.0))
+
+
+def half_life(system: LinearSystem, lags: Sequence[int] | None = None) -> Tensor:
+    """The age in steps by which half of what is read lies, with readers weighed alike: ``(H,)``.
+
+    F(τ) is the mean over readers of the share of Σ_s I(t, s) that is at most τ old; the half-life solves F(τ) = ½,
+    linearly between the edges of the lags' cells, −½ to ½ for lag 0. 0 where nothing is read. Lags, readers, gradient
+    and errors as for `effective_memory`.
+    """
+    edges, shares = _age_distribution(system, lags)
+    below = (shares.detach() < 0.5).sum(0).clamp(1, len(shares) - 1)  # the edge at which ½ is reached, per head
+    low, high = (shares.gather(0, index.unsqueeze(0)).squeeze(0) for index in (below - 1, below))
+    reached = high > low
+    part = torch.where(reached, (0.5 - low) / torch.where(reached, high - low, 1.0), 0.0)
+    start, stop = edges[below - 1], edges[below]
+    return torch.where(reached, start + part * (stop - start), 0.0)
+
+
+def share_older(system: LinearSystem, age: float, lags: Sequence[int] | None = None) -> Tensor:
+    """1 − F(age): the share of what is read that is more than `age` steps old, with readers weighed alike: ``(H,)``.
+
+    F as for `half_life`, linear between the edges of the lags' cells. Raises `ValueError` for an age below 0.
+    """
+    if age < 0:
+        raise ValueError(f"an age is 0 or more steps, got {age}")
+    edges, shares = _age_distribution(system, lags)
+    index = int((edges <= age).sum().clamp(1, len(edges) - 1))
+    part = ((age - edges[index - 1]) / (edges[index] - edges[index - 1])).clamp_max(1)
+    return shares[-1] - shares[index - 1] - part * (shares[index] - shares[index - 1])
+
+
+@dataclass(frozen=True, eq=False)
+class InfluenceProfile:
+    """Mean influence by lag."""
+
+    lags: Tensor  # (k,), increasing
+    influence: Tensor  # (k, H), Ī(τ), the mean over the readers that reach back τ steps
+
+
+def influence_profile(system: LinearSystem, lags: Sequence[int] | None = None) -> InfluenceProfile:
+    """Ī(τ) = mean of I(t, t−τ) over the readers t ≥ τ that count, at 24 lags evenly spaced in log, or at those given.
+
+    Differentiable; no gauge changes it. Raises `ValueError` for no lags and for lags that do not increase from 0 on.
+    """
     length = system.length
-    chosen = _checked(lags, length)
-    influences = system.influence(chosen)
-    time = torch.arange(length, dtype=influences[0].dtype, device=influences[0].device).view(1, -1, 1)
-    total, moment = torch.zeros_like(time), torch.zeros_like(time)
-    for index, (lag, influence) in enumerate(zip(chosen, influences, strict=True)):
-        readers = time[:, lag:]
-        low, high = _cell(chosen, index, length)
-        following = chosen[index + 1] if index + 1 < len(chosen) else length
-        ends = torch.where(readers < following, readers + 0.5, high)  # a reader's last lag stands for all before it
-        reading = (ends - low) * influence
-        total = total + F.pad(reading, (0, 0, lag, 0))
-        moment = moment + F.pad(reading * (low + ends) / 2, (0, 0, lag, 0))
-    counted = (total > 0) & (time > 0) & _readers(system, total)
-    share = moment / torch.where(counted, total * time, 1.0)
-    return torch.where(counted, share, 0.0).sum((0, 1)) / counted.sum((0, 1)).clamp_min(1)
+    chosen = log_spaced_lags(length) if lags is None else list(lags)
+    if not chosen or chosen[0] < 0 or any(low >= high for low, high in pairwise(chosen)):
+        raise ValueError(f"lags increase, from 0 or later, as log_spaced_lags({length}) do, got {chosen}")
+    means = []
+    for lag, influence in zip(chosen, system.influence(chosen), strict=True):
+        readers = _readers(system, influence)[:, lag:].expand(*influence.shape[:1], length - lag, *influence.shape[2:])
+        means.append(torch.where(readers, influence, 0.0).sum((0, 1)) / readers.sum((0, 1)).clamp_min(1))
+    profile = torch.stack(means)
+    return InfluenceProfile(torch.tensor(chosen, device=profile.device), profile)
+
+
+def window_eigenvalues(system: LinearSystem, width: int, stride: int = 1) -> Spectrum:
+    """Eigenvalues of the products Λ_{t+width} … Λ_{t+1}, one every `stride` steps, as |λ|^{1/width} and phase/width.
+
+    Per step, so that they compare with pointwise eigenvalues; a bounded gauge changes log|λ|/width by O(1/width). Exact
+    for scalar and diagonal decays, one batched eigensolve of the non-trivial part for products of reflections. Phases
+    of diagonals are means of the steps' phases, others those of the principal root. A window counts if its steps do.
+
+    Raises `ValueError` for a window that the sequence cannot hold.
+    """
+    product = system.transition.window(width, stride)
+    log_modulus, phase = product.polar()
+    mask = system.mask
+    if mask is not None:
+        if not 1 <= width <= mask.shape[1]:
+            raise ValueError(f"a window of {width} steps does not fit the {mask.shape[1]} steps of the system")
+        mask = mask.unfold(1, width, stride).all(-1)
+    return Spectrum(log_modulus / width, phase / width, product.multiplicity(), mask)
 
 
 def lag_averaged_memory(system: LinearSystem, lags: Sequence[int] | None = None) -> Tensor:
@@ -71,16 +133,55 @@ def lag_averaged_memory(system: LinearSystem, lags: Sequence[int] | None = None)
     """
     length = system.length
     chosen = _checked(lags, length)
-    profile, cells = [], [_cell(chosen, index, length) for index in range(len(chosen))]
-    for lag, influence in zip(chosen, system.influence(chosen), strict=True):
-        readers = _readers(system, influence)[:, lag:].expand(*influence.shape[:1], length - lag, *influence.shape[2:])
-        profile.append(torch.where(readers, influence, 0.0).sum((0, 1)) / readers.sum((0, 1)).clamp_min(1))
-    means = torch.stack(profile)  # (lags, H)
+    cells = [_cell(chosen, index, length) for index in range(len(chosen))]
+    means = influence_profile(system, chosen).influence
     sizes, ages = (
         torch.tensor(values, dtype=means.dtype, device=means.device).unsqueeze(-1)
         for values in ([high - low for low, high in cells], [(low + high) / 2 for low, high in cells])
     )
     return (sizes * ages * means).sum(0) / (sizes * means).sum(0).clamp_min(torch.finfo(means.dtype).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What each reader reads from the cell of each lag."""
+
+    edges: list[float]  # of the cells, one more than lags
+    parts: list[Tensor]  # (B, T, H) for each lag
+    ages: list[Tensor]  # (1, T, 1) for each lag, the mean age in its cell
+    total: Tensor  # (B, T, H)
+    counted: Tensor  # (B, T, H), readers that count, have a past and read anything
+
+    def mean(self, values: Tensor) -> Tensor:  # (B, T, H)
+        """Over the readers that count, ``(H,)``; 0 where there are none."""
+        return torch.where(self.counted, values, 0.0).sum((0, 1)) / self.counted.sum((0, 1)).clamp_min(1)
+
+
+def _reading(system: LinearSystem, lags: Sequence[int] | None) -> _Reading:
+    length = system.length
+    chosen = _checked(lags, length)
+    influences = system.influence(chosen)
+    time = torch.arange(length, dtype=influences[0].dtype, device=influences[0].device).view(1, -1, 1)
+    total, parts, ages = torch.zeros_like(time), [], []
+    for index, (lag, influence) in enumerate(zip(chosen, influences, strict=True)):
+        low, high = _cell(chosen, index, length)
+        following = chosen[index + 1] if index + 1 < len(chosen) else length
+        ends = torch.where(time < following, time + 0.5, high)  # a reader's last lag stands for all before it
+        parts.append(F.pad((ends[:, lag:] - low) * influence, (0, 0, lag, 0)))
+        ages.append((low + ends) / 2)
+        total = total + parts[-1]
+    counted = (total > 0) & (time > 0) & _readers(system, total)
+    edges = [_cell(chosen, index, length)[0] for index in range(len(chosen))] + [length - 0.5]
+    return _Reading(edges, parts, ages, total, counted)
+
+
+def _age_distribution(system: LinearSystem, lags: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """Edges of the lags' cells ``(k + 1,)`` and the mean share of what is read that is younger, ``(k + 1, H)``."""
+    reading = _reading(system, lags)
+    total = torch.where(reading.counted, reading.total, 1.0)
+    shares = torch.stack([reading.mean(part / total) for part in reading.parts]).cumsum(0)
+    edges = torch.tensor(reading.edges, dtype=shares.dtype, device=shares.device)
+    return edges, F.pad(shares, (0, 0, 1, 0))
 
 
 def log_spaced_lags(length: int, count: int = LAG_COUNT) -> list[int]:

@@ -25,7 +25,7 @@ class Spectrum:
     phase: Tensor  # (B|1, T|1, H, m), radians
     multiplicity: Tensor  # (m,), how often each occurs
     mask: Tensor | None = None  # (B|1, T), True where the step counts; None: all count
-    condition: Tensor | None = None  # (B|1, T|1, H, m), κ = ‖x‖‖y‖/|yᴴx| ≥ 1 of each, detached; None: normal, all 1
+    condition: Tensor | None = None  # (B|1, T|1, H, m), κ = ‖x‖‖y‖/|yᴴx| ≥ 1, detached; None: no solve
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -97,7 +97,7 @@ class Extremes:
     """A few eigenvalues at one end of a spectrum, each with its certificate; warm-starts the next call."""
 
     eigenvalues: Tensor  # (*batch, k), complex, or real of a symmetric operator, the most extreme first
-    residuals: Tensor  # (*batch, k), the larger of ‖A x − λ x‖/|λ₁| and ‖Aᴴ y − λ̄ y‖/|λ₁| for unit x and y, recomputed
+    residuals: Tensor  # (*batch, k), larger of ‖A x − λ x‖ and ‖Aᴴ y − λ̄ y‖ for unit x, y over the largest |θ| seen
     condition: Tensor  # (*batch, k), κ = 1/|yᴴx| for unit x and y
     converged: Tensor  # (*batch, k), bool: certified to be the wanted eigenvalue, not a ghost and not a later one
     num_matvecs: int  # products with A and with Aᴴ that it took, of one batch element the most
@@ -114,11 +114,68 @@ class Density:
 
     def moment(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(1/n) tr f(A) and its standard error over the probes, each ``(*batch)``."""
-        values = (self.weights * function(self.nodes)).sum(-1)
-        probes = values.shape[-1]
+        return _mean_and_error(self._samples(function))
+
+    def moment_gradient(self, function: Callable[[Tensor], Tensor], parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of (1/n) tr f(A), summed over the batch, and its standard error, shaped as `parameter`.
+
+        One backward pass for each probe: for a check or a plot. In training, differentiate `moment`.
+        """
+        samples = [sample.sum() for sample in self._samples(function).unbind(-1)]
+        gradients = [torch.autograd.grad(sample, parameter, retain_graph=True)[0] for sample in samples]
+        return _mean_and_error(torch.stack(gradients, -1))
+
+    def squared_error(self, function: Callable[[Tensor], Tensor], goal: Tensor | float) -> Tensor:
+        """An unbiased estimate of ((1/n) tr f(A) − goal)², ``(*batch)``; may be negative, its gradient is unbiased too.
+
+        The square of an estimate is too large by its variance. This is the mean over pairs of distinct probes of
+        the product of their errors (Hoeffding 1948), so that every product is of independent factors.
+        """
+        errors = self._samples(function) - torch.as_tensor(goal, dtype=self.nodes.dtype).to(self.nodes)[..., None]
+        probes = self._at_least_two()
+        return (errors.sum(-1).square() - errors.square().sum(-1)) / (probes * (probes - 1))
+
+    def split(self) -> tuple[Density, Density]:
+        """Two densities of disjoint probes, so that a product of an estimate of each is unbiased."""
+        half = self._at_least_two() // 2
+        return (
+            Density(self.nodes[..., :half, :], self.weights[..., :half, :]),
+            Density(self.nodes[..., half:, :], self.weights[..., half:, :]),
+        )
+
+    def smoothed(self, points: Tensor, width: float) -> Tensor:
+        """The density convolved with a normal law of standard deviation `width`, at `points` (p,): ``(*batch, p)``.
+
+        The width is part of the loss: tie it to the range of the spectrum and hold it. Units: per unit of λ.
+        """
+        if not width > 0:
+            raise ValueError(f"width is {width}: allowed are numbers above 0, in units of the eigenvalues")
+        offset = (points - self.nodes.unsqueeze(-1)) / width  # (*batch, probes, m, p)
+        kernel = (-0.5 * offset.square()).exp() / (width * math.sqrt(2 * math.pi))
+        return (self.weights.unsqueeze(-1) * kernel).sum(-2).mean(-2)
+
+    def distance(self, nodes: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The 1-Wasserstein distance to a law Σ weights δ_nodes, ``(*batch)``.
+
+        Nodes and weights ``(*batch|1, m′)``; weights None: equal. It is ∫ |F − G| dλ for the
+        distribution functions F of the mean over probes and G, in units of λ.
+        """
+        own, own_weights = self.nodes.flatten(-2), self.weights.flatten(-2) / self.nodes.shape[-2]
+        if weights is None:
+            weights = torch.full_like(nodes, 1 / nodes.shape[-1])
+        shape = (*own.shape[:-1], nodes.shape[-1])
+        points, order = torch.cat((own, nodes.expand(shape)), -1).sort(-1)
+        excess = torch.cat((own_weights, -weights.expand(shape)), -1).gather(-1, order).cumsum(-1)
+        return (excess[..., :-1].abs() * points.diff(dim=-1)).sum(-1)
+
+    def _samples(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return (self.weights * function(self.nodes)).sum(-1)
+
+    def _at_least_two(self) -> int:
+        probes = self.nodes.shape[-2]
         if probes < 2:
-            raise ValueError("a standard error needs at least 2 probes, got 1: ask the estimator for more")
-        return values.mean(-1), values.std(-1) / math.sqrt(probes)
+            raise ValueError(f"independent halves need at least 2 probes, got {probes}: ask the estimator for more")
+        return probes
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +184,14 @@ class Exponents:
 
     values: Tensor  # (*batch, k)
     standard_error: Tensor  # (*batch, k), over windows of time, detached
+    basis: Tensor | None = None  # (*batch, n, k), orthonormal, detached: where the next call goes on; None: closed form
+
+
+def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
+    probes = samples.shape[-1]
+    if probes < 2:
+        raise ValueError("a standard error needs at least 2 probes, got 1: ask the estimator for more")
+    return samples.mean(-1), samples.std(-1) / math.sqrt(probes)
 
 
 def from_polar(log_modulus: Tensor, phase: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from specreg.operators import ScaledIdentity, StructuredOperator
+from specreg.operators import Diagonal, ScaledIdentity, StructuredOperator
+from specreg.operators.decayed import decayed_sizes
+from specreg.operators.lagged import lagged_sizes
 
 
 class LinearSystem(ABC):
@@ -114,7 +116,16 @@ class System(LinearSystem):
         return replace(self, values=values, initial=initial).unroll()
 
     def influence(self, lags: Sequence[int]) -> list[Tensor]:
-        return [self._influence(lag) for lag in lags]
+        for lag in lags:
+            _check_lag(lag, self.length)
+        operator, varies = self.operator, self.operator.shape[1] > 1
+        if isinstance(operator, (ScaledIdentity, Diagonal)) and (varies or self.inputs.shape[1] > 1):
+            sizes = decayed_sizes(operator, self.inputs, self.readouts, lags, self.length)
+        elif varies:
+            sizes = lagged_sizes(operator, self.inputs, self.readouts, lags)
+        else:
+            return [self._influence(lag) for lag in lags]
+        return [self._with_gains(size, logs, lag) for (size, logs), lag in zip(sizes, lags, strict=True)]
 
     def regauged(self, log_gauge: Tensor, before: Tensor | None = None) -> System:
         start = torch.zeros_like(log_gauge[:, 0]) if before is None else before
@@ -140,20 +151,20 @@ class System(LinearSystem):
         return state, log_scale + _lowest(log_scale)
 
     def _influence(self, lag: int) -> Tensor:
-        _check_lag(lag, self.length)
-        length = self.length
-        sources, readers = slice(None, length - lag), slice(lag, None)
+        """By the power of a transition that does not vary."""
+        sources, readers = slice(None, self.length - lag), slice(lag, None)
         inputs, readouts = _part(self.inputs, sources), _part(self.readouts, readers)
         log_size = torch.zeros((), dtype=self.values.dtype, device=self.values.device)
         if lag:
             product = self.operator.window(lag)
-            product = product if self.operator.shape[1] == 1 else product.map(lambda field: field[:, 1:])
             log_product = _magnitude(product)
             inputs, log_size = product.scaled(-log_product).mm(inputs), log_product
         kernel = _real(readouts @ inputs.to(torch.promote_types(readouts.dtype, inputs.dtype)))
-        for gain, part in ((self.log_gain, sources), (self.log_readout_gain, readers)):
+        return self._with_gains(torch.linalg.vector_norm(kernel.flatten(-2), dim=-1), log_size, lag)
+
+    def _with_gains(self, size: Tensor, log_size: Tensor, lag: int) -> Tensor:
+        for gain, part in ((self.log_gain, slice(None, self.length - lag)), (self.log_readout_gain, slice(lag, None))):
             log_size = log_size if gain is None else log_size + gain[:, part]
-        size: Tensor = torch.linalg.vector_norm(kernel.flatten(-2), dim=-1)
         return size * log_size.exp()
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
 
-from specreg.estimators import Exact
+from specreg.estimators import AppliedOperator, AppliedSystem, Estimator, Exact, Lyapunov
 from specreg.models.backbone import Backbone
 from specreg.models.mixer import Mixer
+from specreg.penalties import Penalty
 from specreg.studies import members
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run, explain
 from specreg.studies.expressions import build, parse, unknown
@@ -83,8 +84,18 @@ def build_terms(penalties: tuple[str, ...]) -> tuple[Term, ...]:
         schedule = Constant()
         if found.schedule is not None:
             schedule = make_checked(partial(build, found.schedule, members.schedules(), "schedule"))
-        terms.append(make_checked(partial(Term, text, Exact(), penalty, weight, schedule)))
+        terms.append(make_checked(partial(Term, text, estimator_for(text, penalty), penalty, weight, schedule)))
     return tuple(terms)
+
+
+def estimator_for(text: str, penalty: Penalty) -> Estimator[Any]:
+    """What finds that which a penalty takes, of the systems that our models hand out."""
+    for estimator in (Exact(), AppliedSystem(), AppliedOperator(), Lyapunov(1)):
+        if issubclass(estimator.gives, penalty.takes):
+            return estimator
+    raise ConfigurationError(
+        f"{text!r} takes a {penalty.takes.__name__}, which models do not hand out: build a Term with its own estimator"
+    )
 
 
 def build_model(run: Run, task: Task, init: Target | None) -> Backbone:
@@ -146,6 +157,31 @@ def assemble(cls: type[Mixer], settings: Mapping[str, Any], task: Task, init: Ta
 
 
 BACKBONE_SETTINGS = ("mlp_ratio", "norm", "positions", "dropout", "tied")
+
+
+def left_at_default(run: Run) -> dict[str, Any]:
+    """The settings of model and task that a run does not give, as `model.d_state`, without those that are off."""
+    model = named("model", str(run.model["name"]), members.models())
+    task = named("task", str(run.task["name"]), members.tasks())
+    backbone = {key: value for key, value in defaults_of(Backbone).items() if key in BACKBONE_SETTINGS}
+    width = {} if "parameters" in run.model else {"d_model": D_MODEL}  # else it is found to meet that budget
+    tables = {
+        "model": {**width, "depth": DEPTH, **defaults_of(model), **backbone},
+        "task": {key: value for key, value in defaults_of(task).items() if key != "seed"},  # that is data_seed
+    }
+    given = {"model": run.model, "task": run.task}
+    return {
+        f"{table}.{key}": value
+        for table, defaults in tables.items()
+        for key, value in defaults.items()
+        if key not in given[table] and value is not None
+    }
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The settings that a constructor does not need to be given."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in HANDED_IN and p.default is not p.empty}
 
 
 def named(kind: str, name: str, known: Mapping[str, type]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,13 +20,25 @@ app = typer.Typer(
 study_app = typer.Typer(help="Search architecture and spectrum together.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
 
+
+def named_path(text: str) -> Path:
+    """A path of at least one character: pathlib takes the empty one for the folder where the command was called."""
+    if not text:
+        raise typer.BadParameter("a path is not empty; for the folder you are in write .")
+    return Path(text)
+
+
+OPTION: dict[str, Any] = {"parser": named_path, "metavar": "<Path>"}
+ARGUMENT: dict[str, Any] = {"parser": named_path, "metavar": "RUN_DIR"}
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show stack traces.")]
 Storage = Annotated[str | None, typer.Option(help="Where the study is kept, as in sqlite:///folder/study.db.")]
-Folder = Annotated[Path | None, typer.Option("--out", help="The study's folder; runs/studies/NAME without it.")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="The study's folder; runs/studies/NAME without it.", **OPTION)
+]
 Name = Annotated[str | None, typer.Option(help="The study's name in the storage; without it that of STUDY.")]
-Html = Annotated[Path | None, typer.Option(help="Write one HTML file that opens offline.")]
+Html = Annotated[Path | None, typer.Option(help="Write one HTML file that opens offline.", **OPTION)]
 Kind = Literal["models", "tasks", "targets", "penalties", "studies"]
 
 
@@ -80,9 +92,11 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of parameters and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the task's data files.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A run.toml to start from; the other options change it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; a name under runs/ without it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the task's data files.", **OPTION)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A run.toml to start from; the other options change it.", **OPTION)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; a name under runs/ without it.", **OPTION)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show the configuration; write nothing.")
@@ -107,7 +121,7 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A trained run's directory.")],
+    run_dir: Annotated[Path, typer.Argument(help="A trained run's directory.", **ARGUMENT)],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -125,13 +139,13 @@ def evaluate(
 
 @app.command()
 def spectrum(
-    run_dir: Annotated[Path, typer.Argument(help="A run's directory.")],
+    run_dir: Annotated[Path, typer.Argument(help="A run's directory.", **ARGUMENT)],
     html: Html = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Eigenvalues of each layer and head, before and after training."""
+    """Eigenvalues of each layer and head, how well they are known and what is read, before and after training."""
 
     def body() -> object:
         from specreg.studies import commands
@@ -176,7 +190,7 @@ def study_report(
     study: Annotated[str, typer.Argument(help="The study's name, or its Python file.")],
     storage: Storage = None,
     html: Html = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.", **OPTION)] = None,
     name: Name = None,
     out: Folder = None,
     json: Json = False,

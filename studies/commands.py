@@ -84,7 +84,7 @@ class Place:
         """The study's name in the storage."""
         from specreg.studies.storage import checked_name
 
-        return checked_name(self.name or Path(self.study).stem.replace("_", "-"))
+        return checked_name(Path(self.study).stem.replace("_", "-") if self.name is None else self.name)
 
     @property
     def folder(self) -> Path:
@@ -165,17 +165,19 @@ def timescale_of(step: Step) -> str:
 
 
 def describe(run: Run, output: Output) -> dict[str, Any]:
-    """The resolved configuration and the size of the model; nothing is written."""
+    """The resolved configuration, what model and task take as default, and the size; nothing is written."""
     from dataclasses import asdict
 
-    from specreg.studies.building import build_parts, count_parameters
+    from specreg.studies.building import build_parts, count_parameters, left_at_default
 
-    parts = build_parts(run)
+    parts, defaults = build_parts(run), left_at_default(run)
     facts = {"parameters": count_parameters(parts.model), "macs": parts.model.macs(parts.task.max_length)}
     if not output.json:
         print(run.to_toml())
+        for name, value in defaults.items():
+            print(f"# {name}={value} (default)")
         print(f"# {facts['parameters']:,} parameters, {facts['macs']:,} multiply-accumulates a sequence")
-    return {"run": asdict(run), **facts}
+    return {"run": asdict(run), "defaults": defaults, **facts}
 
 
 def evaluate(run_dir: Path, output: Output) -> dict[str, Any]:

@@ -53,6 +53,17 @@ class Output:
             yield lambda count, note: bar.update(task, completed=count, note=printable(note))
 
 
+@contextmanager
+def trimmed(console: Console) -> Iterator[None]:
+    """Print without the blanks that fill a table's lines, where the reader is no terminal."""
+    if console.is_terminal:
+        yield
+        return
+    with console.capture() as capture:
+        yield
+    console.file.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
 def run(output: Output, body: Callable[[], Any]) -> int:
     """Run a command's body; print its result as JSON if asked; turn what goes wrong into one line and an exit code."""
     try:

@@ -267,7 +267,7 @@ class Driver:
 
     def not_configured(self, slot: int, trial: Trial, error: Exception) -> Iterator[Event]:
         """Fill a slot whose configuration could not even be made."""
-        message = one_line(f"configure: {type(error).__name__}: {error}")
+        message = one_line(f"configure: {cause(error)}: {error}")
         told: dict[str, Any] = {"reason": "exception", "message": message, "slot": slot}
         self.store.finish(trial.number, TrialState.FAIL, **told)
         yield self.filled(slot, "exception", message)
@@ -392,7 +392,7 @@ class Driver:
             yield self.again(attempt, "worker died", message)
             return
         yield self.tell(attempt, TrialState.PRUNED, "worker died", message)
-        self.count_failure("worker died", attempt.slot, message)
+        self.count_failure("worker died", attempt.slot, f"worker died ({message})")
 
     def again(self, attempt: Attempt, reason: Reason, message: str) -> TrialRetried:
         """Queue another attempt, before anything else."""
@@ -446,6 +446,6 @@ class Driver:
         if len(self.failures) == SAME_IN_A_ROW:
             where = self.settings.folder / "trials" / f"{slot:04d}"
             raise StudyFailedError(
-                f"the last {SAME_IN_A_ROW} trials failed in the same way ({cause}): {message}. Look into {where}. "
+                f"the last {SAME_IN_A_ROW} trials failed in the same way: {message}. Look into {where}. "
                 "If the study's file needs no change, the same command goes on; a changed file needs another name"
             )

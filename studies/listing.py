@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specreg.studies import definition, members
-from specreg.studies.console import Output
+from specreg.studies.console import Output, trimmed
 
 HANDED_IN = ("self", "init")
 
@@ -24,7 +24,9 @@ def show(kind: str, output: Output) -> list[dict[str, Any]]:
         table.add_column()
         for entry in found:
             table.add_row(entry["name"], entry["summary"] + (f"\n{entry['form']}" if entry["form"] else ""))
-        output.console().print(table)
+        console = output.console()
+        with trimmed(console):
+            console.print(table)
     return found
 
 

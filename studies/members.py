@@ -76,5 +76,5 @@ def _concrete(module: ModuleType, base: type) -> dict[str, type]:
 
 
 def snake_case(name: str) -> str:
-    """LogUniformTimescale → log_uniform_timescale."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    """LogUniformTimescale → log_uniform_timescale, S4DLin → s4d_lin."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

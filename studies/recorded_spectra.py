@@ -1,4 +1,4 @@
-"""What a run directory says of its eigenvalues: before and after training, share per modulus bin, along training.
+"""What a run directory says of its eigenvalues and of what is read: before and after training, and along it.
 
 Read from files alone. A file that is missing or damaged becomes a note, not an error.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,69 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from specreg.invariants import MODULUS_EDGES
+from specreg.spectrum import from_polar
 from specreg.studies.building import build_target, build_terms
 from specreg.studies.configuration import ConfigurationError, Run
-from specreg.studies.recording import GAUGE, decode
+from specreg.studies.recording import GAUGE, Layer, Memory, decode
 from specreg.studies.run_directory import RunDirectory
+from specreg.targets import Outline
 
 Floats = NDArray[np.float64]
+Complex = NDArray[np.complex128]
 
 EDGES = MODULUS_EDGES
 """Edges of the modulus bins, half-open [a, b): Rickenbach et al. 2025, arXiv 2510.09379, whose bins are closed."""
 BINS = ("< 0.1", "0.1–0.5", "0.5–0.9", "0.9–1", "1–10", "10–100", "≥ 100")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _LOG_EDGES = np.log(np.array(EDGES)).astype(np.float32)  # in the precision of the files, so that an edge is an edge
-_POINTS = 100_001  # of a law whose extent is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """What one head at one step reads of its past, by age; no change of gauge alters it."""
+
+    lags: Floats  # (k,), steps, increasing
+    mean: Floats  # (k,), Ī(τ)
+    half_life: float  # steps
+    effective_memory: float  # share of the past
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a mean for each lag and every figure is a number."""
+        figures = [*self.lags, *self.mean, self.half_life, self.effective_memory]
+        return self.lags.shape == self.mean.shape and bool(np.isfinite(figures).all())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, to the digits of float32."""
+        return {
+            "lags": [int(lag) for lag in self.lags],
+            "mean": [float(f"{value:.7g}") for value in self.mean],
+            "half_life": self.half_life,
+            "effective_memory": self.effective_memory,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """The eigenvalues of one head at one step, each counted once; conjugates are one value."""
+    """One head at one step: its eigenvalues, each counted once (conjugates are one value), and what it reads."""
 
     log_modulus: Floats  # (values,), log |λ|, −inf where λ is 0
     phase: Floats  # (values,), |arg λ| in [0, π]
+    condition: Floats | None = None  # (values,), κ; None, as what follows: recorded by an earlier version
+    certificate: str | None = None
+    influence: Influence | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are eigenvalues, whole and none of them undefined."""
+        known = [self.log_modulus, self.phase, *([] if self.condition is None else [self.condition])]
+        whole = all(field.shape == self.log_modulus.shape and not np.isnan(field).any() for field in known)
+        return whole and self.log_modulus.size > 0 and bool(np.isfinite(self.phase).all())
+
+    @property
+    def worst_condition(self) -> float | None:
+        """The largest κ, of the eigenvalue that a change of the transition moves most."""
+        return None if self.condition is None else float(self.condition.max())
 
     @property
     def modulus(self) -> Floats:
@@ -66,13 +108,16 @@ class Values:
     def to_dict(self) -> dict[str, Any]:
         """Statistics, without the values themselves; None for what is not finite."""
         low, middle, high = (value if math.isfinite(value) else None for value in self.quantiles(0.0, 0.5, 1.0))
-        tau = self.time_constant()
+        tau, worst = self.time_constant(), self.worst_condition
         return {
             "values": len(self.log_modulus),
             "modulus": {"min": low, "median": middle, "max": high},
             "time_constant": tau if math.isfinite(tau) else None,
             "phase": {"median": self.median_phase(), "max": float(self.phase.max())},
             "share": dict(zip(BINS, shares(self.log_modulus), strict=True)),
+            "condition": {"max": worst if worst is not None and math.isfinite(worst) else None},
+            "certificate": self.certificate,
+            "influence": None if self.influence is None else self.influence.to_dict(),
         }
 
 
@@ -100,16 +145,26 @@ class Track:
     quantiles: tuple[tuple[float, ...], ...]  # for each step, at QUANTILES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
-    """Where a run wants its eigenvalues: an annulus or a sector of one, or single circles."""
+    """Where a run wants its eigenvalues: areas, curves and points of the plane, and their extent in moduli."""
 
     text: str  # the expression
     role: str  # "penalty" or "initialisation"
     low: float  # moduli
     high: float
-    max_phase: float | None  # radians; None: the phase is free
-    circles: bool  # at low and high alone, nothing between
+    areas: tuple[Complex, ...] = ()  # closed boundaries
+    curves: tuple[Complex, ...] = ()
+    points: tuple[Complex, ...] = ()
+
+    @property
+    def shaded(self) -> bool:
+        """Whether it is drawn as an area: a penalty's that has one."""
+        return self.role == "penalty" and bool(self.areas)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"text": self.text, "role": self.role, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +196,7 @@ class RunSpectra:
                 {"layer": t.layer, "steps": t.steps, "probabilities": QUANTILES, "log_modulus": t.quantiles}
                 for t in self.tracks
             ],
-            "targets": [vars(region) for region in self.regions],
+            "targets": [region.to_dict() for region in self.regions],
         }
 
 
@@ -179,37 +234,58 @@ def read_spectra(files: RunDirectory, label: str, run: Run | None, note: Callabl
     )
 
 
-Layers = dict[str, tuple[Floats, Floats]]  # log-modulus and folded phase, (H, values)
+Layers = dict[str, tuple[Values, ...]]  # the heads of each layer
 
 
 def read_file(path: Path, note: Callable[[str], None]) -> Layers | None:
     """One file of spectra, phases folded; None, with a note, where it is damaged or holds a NaN."""
     try:
-        layers = {name: folded(*pair) for name, pair in decode(path).items()}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        layers = {name: tuple(heads_in(layer)) for name, layer in decode(path).items()}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         note(f"{path.name} cannot be read: {type(error).__name__}")
         return None
-    for name, (log_modulus, phase) in layers.items():
-        if log_modulus.size == 0 or np.isnan(log_modulus).any() or not np.isfinite(phase).all():
+    for name, heads in layers.items():
+        if not heads or not all(values.usable for values in heads):
             note(f"{path.name}: {name} holds no usable eigenvalues; the file is left out")
             return None
+        if any(values.influence is not None and not values.influence.usable for values in heads):
+            note(f"{path.name}: the influence of {name} is not finite and is left out")
+            layers[name] = tuple(replace(values, influence=None) for values in heads)
     return layers
 
 
-def folded(log_modulus: torch.Tensor, phase: torch.Tensor) -> tuple[Floats, Floats]:
-    """log-modulus and |phase| in [0, π], as float64 arrays."""
-    angle = np.abs(np.remainder(phase.double().numpy() + math.pi, 2 * math.pi) - math.pi)
-    return log_modulus.double().numpy(), angle
+def heads_in(layer: Layer) -> Iterable[Values]:
+    """Each head of a recorded layer."""
+    angle = folded(layer.phase)
+    for head, log_modulus in enumerate(layer.log_modulus.double().numpy()):
+        condition = None if layer.condition is None else layer.condition[head].double().numpy()
+        influence = None if layer.memory is None else influence_of(layer.memory, head)
+        yield Values(log_modulus, angle[head], condition, layer.certificate, influence)
+
+
+def influence_of(memory: Memory, head: int) -> Influence:
+    """One head's part of what a layer reads."""
+    return Influence(
+        lags=memory.lags.double().numpy(),
+        mean=memory.influence[:, head].double().numpy(),
+        half_life=float(memory.half_life[head]),
+        effective_memory=float(memory.effective_memory[head]),
+    )
+
+
+def folded(phase: torch.Tensor) -> Floats:
+    """|phase| in [0, π]."""
+    angle: Floats = np.abs(np.remainder(phase.double().numpy() + math.pi, 2 * math.pi) - math.pi)
+    return angle
 
 
 def heads_of(before: Layers, after: Layers) -> Iterable[Head]:
     """Each head of each layer that both recordings have."""
-    for name, (log_modulus, phase) in after.items():
-        if name in before and len(before[name][0]) == len(log_modulus):
-            start = before[name]
-            for head in range(len(log_modulus)):
-                values = Values(log_modulus[head], phase[head])
-                yield Head(name, head, Values(start[0][head], start[1][head]), values)
+    for name, ends in after.items():
+        starts = before.get(name, ())
+        if len(starts) == len(ends):
+            for head, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                yield Head(name, head, start, end)
 
 
 def track(name: str, recorded: dict[int, Layers]) -> Track:
@@ -217,27 +293,29 @@ def track(name: str, recorded: dict[int, Layers]) -> Track:
     steps = tuple(step for step, layers in recorded.items() if name in layers)
     rows = []
     for step in steps:
-        values = np.quantile(recorded[step][name][0], QUANTILES, method="inverted_cdf")
-        rows.append(tuple(float(value) for value in values))
+        pooled = np.concatenate([values.log_modulus for values in recorded[step][name]])
+        quantiles = np.quantile(pooled, QUANTILES, method="inverted_cdf")
+        rows.append(tuple(float(value) for value in quantiles))
     return Track(name, steps, tuple(rows))
 
 
 def regions(run: Run, note: Callable[[str], None]) -> Iterable[Region]:
-    """The supports of a run's targets, from its penalties and its initialisation."""
+    """Where the targets of a run's penalties and initialisation lie; nothing for what has no place in the plane."""
     try:
-        for term in build_terms(run.penalties):
-            goal = term.penalty.goal(_POINTS)
-            max_phase = float(goal.phase.max())
-            yield region(term.name, "penalty", goal.log_modulus.flatten(), max_phase or None)
+        aims = [(term.name, "penalty", term.penalty.outline()) for term in build_terms(run.penalties)]
         if run.init is not None:
-            target = build_target(run.init)
-            yield region(run.init, "initialisation", target.quantiles(_POINTS)[0], target.max_phase)
+            aims.append((run.init, "initialisation", build_target(run.init).outline()))
     except ConfigurationError as error:
         note(f"no target is drawn: {error}")
+        return
+    for text, role, outline in aims:
+        if outline.areas or outline.curves or outline.points:
+            yield region(text, role, outline)
 
 
-def region(text: str, role: str, log_modulus: torch.Tensor, max_phase: float | None) -> Region:
-    """The extent of a law, from its quantiles."""
-    few = len(torch.unique(log_modulus)) <= 2
-    low, high = float(log_modulus.min().exp()), float(log_modulus.max().exp())
-    return Region(text, role, low, high, max_phase, circles=few)
+def region(text: str, role: str, outline: Outline) -> Region:
+    """An outline in the plane, and its extent in moduli."""
+    kinds = (outline.areas, outline.curves, outline.points)
+    moduli = torch.cat([log_modulus for paths in kinds for log_modulus, _ in paths])
+    drawn = (tuple(from_polar(*path).numpy() for path in paths) for paths in kinds)
+    return Region(text, role, float(moduli.min().exp()), float(moduli.max().exp()), *drawn)

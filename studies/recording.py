@@ -1,9 +1,10 @@
-"""Spectra on disk: each layer's eigenvalues on one fixed held-out batch, as log-modulus and phase."""
+"""Spectra on disk: each layer's eigenvalues on one fixed held-out batch, how well they are known, what it reads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from specreg.estimators import Exact
-from specreg.invariants import effective_memory
+from specreg.invariants import effective_memory, half_life, influence_profile
 from specreg.models.backbone import Backbone
 from specreg.spectrum import Spectrum
 from specreg.system import LinearSystem
@@ -21,8 +22,30 @@ from specreg.tasks.task import Batch
 
 EXAMPLES = 64  # of the validation split
 VALUES_A_HEAD = 1024  # kept on disk, evenly spaced over examples and steps
-MEMORY_STEPS = 2**13  # in the batch that effective memory is taken from
+MEMORY_STEPS = 2**13  # in the batch that influence and memory are taken from
 GAUGE = "as applied"
+CLOSED_FORM, DENSE_SOLVE = "closed form", "dense solve"  # certificates: how a layer's eigenvalues are known
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a layer reads of its past, by head: none of it altered by a change of gauge."""
+
+    lags: Tensor  # (k,), steps
+    influence: Tensor  # (k, H), mean over the readers that reach back so far
+    half_life: Tensor  # (H,), steps
+    effective_memory: Tensor  # (H,), share of the past
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer as a file holds it."""
+
+    log_modulus: Tensor  # (H, values)
+    phase: Tensor  # (H, values), radians
+    condition: Tensor | None  # (H, values), κ; None, as the certificate: written by an earlier version
+    certificate: str | None
+    memory: Memory | None  # None: written by an earlier version
 
 
 @torch.no_grad()
@@ -42,27 +65,53 @@ def spectra_of(systems: Mapping[str, LinearSystem]) -> dict[str, Spectrum]:
 
 
 @torch.no_grad()
-def memory_of(model: Backbone, batch: Batch) -> float:
-    """Effective memory as a share of the past, averaged over layers and heads: what no change of gauge alters."""
+def memories_of(model: Backbone, batch: Batch) -> dict[str, Memory]:
+    """What every layer reads of its past, from a few of a batch's examples."""
     few = max(1, MEMORY_STEPS // batch.inputs.shape[1])
     part = Batch(batch.inputs[:few], batch.targets[:few], None if batch.mask is None else batch.mask[:few])
-    memories = [effective_memory(system).mean() for system in systems_of(model, part).values()]
-    return float(torch.stack(memories).mean())
+    return {name: memory_of(system) for name, system in systems_of(model, part).items()}
 
 
-def encode(spectra: Mapping[str, Spectrum], step: int) -> bytes:
-    """A safetensors file: "<layer>.log_modulus" and "<layer>.phase", each ``(H, values)``."""
+def memory_of(system: LinearSystem) -> Memory:
+    """Influence by lag, half-life and effective memory of each head."""
+    profile = influence_profile(system)
+    return Memory(profile.lags, profile.influence, half_life(system), effective_memory(system))
+
+
+def mean_memory(memories: Mapping[str, Memory]) -> float:
+    """Effective memory as a share of the past, averaged over layers and heads."""
+    return float(torch.stack([memory.effective_memory.mean() for memory in memories.values()]).mean())
+
+
+def encode(spectra: Mapping[str, Spectrum], memories: Mapping[str, Memory], step: int) -> bytes:
+    """A safetensors file of tensors "<layer>.<field>", the fields those of `Layer` and of `Memory`."""
     tensors: dict[str, Tensor] = {}
     for name, spectrum in spectra.items():
         log_modulus, phase = counted_values(spectrum)
-        tensors[f"{name}.log_modulus"] = log_modulus.float().cpu().contiguous()
-        tensors[f"{name}.phase"] = phase.float().cpu().contiguous()
-    metadata = {"step": str(step), "gauge": GAUGE, "layers": json.dumps(list(spectra))}
-    return save(tensors, metadata)
+        found: dict[str, Tensor] = {"log_modulus": log_modulus, "phase": phase}
+        if spectrum.condition is not None:
+            found["condition"] = taken(spectrum.condition.expand_as(spectrum.log_modulus), counted_places(spectrum))
+        if name in memories:
+            found |= vars(memories[name])
+        tensors |= {f"{name}.{field}": tensor.float().cpu().contiguous() for field, tensor in found.items()}
+    certificates = {name: CLOSED_FORM if s.condition is None else DENSE_SOLVE for name, s in spectra.items()}
+    layers = {"layers": json.dumps(list(spectra)), "certificates": json.dumps(certificates)}
+    return save(tensors, {"step": str(step), "gauge": GAUGE, **layers})
 
 
 def counted_values(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
-    """log-moduli and phases of the steps that count, ``(H, values)``, thinned to about `VALUES_A_HEAD`.
+    """log-moduli and phases of the steps that count, ``(H, values)``, thinned to about `VALUES_A_HEAD`."""
+    places = counted_places(spectrum)
+    return taken(spectrum.log_modulus, places), taken(spectrum.phase, places)
+
+
+def taken(field: Tensor, places: Tensor) -> Tensor:  # (B|1, T|1, H, m), (k,)
+    """A spectrum's field at places of its batch and time axes together: ``(H, k·m)``."""
+    return field.cpu().flatten(0, 1)[places].transpose(0, 1).flatten(1)
+
+
+def counted_places(spectrum: Spectrum) -> Tensor:
+    """Places of the batch and time axes together whose eigenvalues are kept, ``(k,)``.
 
     Steps are drawn without replacement from all examples, by a fixed seed: every n-th of them would be the same place
     of every example, such as one column of an image. A step that is drawn keeps all its eigenvalues.
@@ -72,18 +121,27 @@ def counted_values(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
     keep = torch.ones(batch, steps, dtype=torch.bool) if mask is None or steps == 1 else mask.cpu().expand(batch, steps)
     places = keep.flatten().nonzero().squeeze(1)
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0), device="cpu")
-    drawn = places[order[: max(1, VALUES_A_HEAD // distinct)].sort().values]
-    log_modulus, phase = (
-        field.cpu().flatten(0, 1)[drawn].transpose(0, 1).flatten(1) for field in (spectrum.log_modulus, spectrum.phase)
-    )
-    return log_modulus, phase
+    return places[order[: max(1, VALUES_A_HEAD // distinct)].sort().values]
 
 
-def decode(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The log-moduli and phases of each layer, ``(H, values)``, as `encode` wrote them."""
+def decode(path: Path) -> dict[str, Layer]:
+    """Each layer as `encode` wrote it, or an earlier version of it."""
     with safe_open(path, framework="pt") as file:
-        layers = json.loads(file.metadata()["layers"])
-        return {name: (file.get_tensor(f"{name}.log_modulus"), file.get_tensor(f"{name}.phase")) for name in layers}
+        metadata = file.metadata()
+        names, certificates = json.loads(metadata["layers"]), json.loads(metadata.get("certificates", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    return {name: layer(name, tensors, certificates.get(name)) for name in names}
+
+
+def layer(name: str, tensors: Mapping[str, Tensor], certificate: str | None) -> Layer:
+    """One layer from a file's tensors; κ is 1 where the eigenvalues are a normal transition's own parameters."""
+    log_modulus, condition = tensors[f"{name}.log_modulus"], tensors.get(f"{name}.condition")
+    if certificate == CLOSED_FORM:
+        condition = torch.ones_like(log_modulus)
+    memory = None
+    if f"{name}.lags" in tensors:
+        memory = Memory(*(tensors[f"{name}.{field.name}"] for field in fields(Memory)))
+    return Layer(log_modulus, tensors[f"{name}.phase"], condition, certificate, memory)
 
 
 def weighted_quantiles(values: Tensor, weights: Tensor, probabilities: Sequence[float]) -> list[Tensor]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from specreg.studies.recorded_spectra import BINS, RunSpectra, shares
+from specreg.studies.recorded_spectra import BINS, RunSpectra, Values, shares
 from specreg.studies.report import SPECTRAL_STATISTICS, StudyReport
 from specreg.studies.report_text import (
+    Column,
     bracket,
     duration,
     estimate,
     for_markdown,
+    known_columns,
     mean_and_spread,
     number,
     over_seeds,
@@ -101,19 +103,29 @@ def importance(report: StudyReport) -> list[str]:
 
 def spectra(found: RunSpectra) -> list[str]:
     """Every head before and after."""
+    known = known_columns(found.heads)
+    added = [column for columns in known.values() for column in columns]
     moduli_names = [f"{name} \\|λ\\|" for name in ("min", "median", "max")]
-    header = ("layer", "head", "", *moduli_names, "τ, steps", "phase", *(for_markdown(label) for label in BINS))
-    rows = []
-    for head in found.heads:
-        for when, values in (("before", head.before), ("after", head.after)):
-            moduli = [number(modulus) for modulus in values.quantiles(0, 0.5, 1)]
-            medians = (number(values.time_constant(), 3), number(values.median_phase(), 3))
-            share = [for_markdown(percent(part)) for part in shares(values.log_modulus)]
-            rows.append((for_markdown(head.layer), str(head.head), when, *moduli, *medians, *share))
+    names = [*(column.name for column in added), *map(for_markdown, BINS)]
+    rows = [
+        (for_markdown(head.layer), str(head.head), when, *spectrum_cells(values, added))
+        for head in found.heads
+        for when, values in (("before", head.before), ("after", head.after))
+    ]
     steps = f"step {found.first_step} and step {found.last_step}"
     place = f"Recorded at {steps} of {for_markdown(found.run)}, gauge: {for_markdown(found.gauge)}."
     meaning = "Moduli, medians of τ and phase, and per cent of the eigenvalues in each bin [a, b) of the modulus."
-    return ["## Eigenvalues of the best trial", "", f"{place} {meaning}", "", *table(header, rows, left=3)]
+    lines = table(("layer", "head", "", *moduli_names, "τ, steps", "phase", *names), rows, left=3)
+    notes = ["", *(f"- {text}" for text in known)] if known else []
+    return ["## Eigenvalues of the best trial", "", f"{place} {meaning}", "", *lines, *notes]
+
+
+def spectrum_cells(values: Values, added: Sequence[Column]) -> list[str]:
+    """The figures of one head at one step."""
+    moduli = [number(modulus) for modulus in values.quantiles(0, 0.5, 1)]
+    medians = [number(values.time_constant(), 3), number(values.median_phase(), 3)]
+    own = [for_markdown(column.cell(values)) for column in added]
+    return [*moduli, *medians, *own, *(for_markdown(percent(part)) for part in shares(values.log_modulus))]
 
 
 def relation(report: StudyReport) -> list[str]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from specreg.studies import report_text
+from specreg.studies.influence_figures import DECADES, LINES
 from specreg.studies.recorded_spectra import BINS, RunSpectra, shares
 from specreg.studies.report import SPECTRAL_STATISTICS, StudyReport
 from specreg.studies.report_figures import Drawing, study_drawings
@@ -84,6 +85,8 @@ def render(template: str, name: str, drawings: list[Drawing], values: Mapping[st
         statistics=SPECTRAL_STATISTICS,
         disc_radius=DISC,
         most_markers=MARKERS,
+        decades=DECADES,
+        most_lines=LINES,
     )
     plotly = get_plotlyjs()
     return environment.get_template(template).render(

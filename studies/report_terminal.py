@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from specreg.studies.recorded_spectra import BINS, Head, RunSpectra, shares
+from specreg.studies.console import trimmed
+from specreg.studies.recorded_spectra import BINS, Head, RunSpectra, Values, shares
 from specreg.studies.report import SPECTRAL_STATISTICS, StudyReport, TrialRow
 from specreg.studies.report_statistics import Importances
 from specreg.studies.report_text import (
+    Column,
     bracket,
     duration,
     estimate,
+    known_columns,
     mean_and_spread,
     number,
     over_seeds,
@@ -29,7 +32,6 @@ from specreg.studies.report_text import (
 
 TOP = 8  # trials listed
 HEADS = 16  # listed; JSON has them all
-WIDE = 124  # columns from which spectra stand in one table
 
 
 def show(report: StudyReport, console: Console) -> None:
@@ -44,17 +46,6 @@ def show_spectra(spectra: RunSpectra, notes: Sequence[str], console: Console) ->
         heading(console, shown(spectra.subject))
         remarks(notes, console)
         spectra_tables(spectra, console)
-
-
-@contextmanager
-def trimmed(console: Console) -> Iterator[None]:
-    """Print without the blanks that fill a table's lines, where the reader is no terminal."""
-    if console.is_terminal:
-        yield
-        return
-    with console.capture() as capture:
-        yield
-    console.file.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
 def study_sections(report: StudyReport, console: Console) -> None:
@@ -199,41 +190,66 @@ def utf8(console: Console) -> bool:
     return console.encoding.lower().startswith("utf")
 
 
+def modulus(probability: float, values: Values) -> str:
+    """A quantile of the moduli, with a digit more near 1."""
+    (found,) = values.quantiles(probability)
+    return number(found, 4 if 0.9 < found < 1.1 else 3)
+
+
+def share(place: int, values: Values) -> str:
+    """The share in one bin of moduli, in per cent."""
+    return percent(shares(values.log_modulus)[place])
+
+
+MODULI = (
+    *(
+        Column(name, partial(modulus, probability))
+        for name, probability in (("min |λ|", 0.0), ("median", 0.5), ("max", 1.0))
+    ),
+    Column("τ, steps", lambda v: number(v.time_constant(), 3)),
+    Column("phase", lambda v: number(v.median_phase(), 3)),
+)
+SHARES = tuple(Column(name, partial(share, place)) for place, name in enumerate(BINS))
+
+
 def spectra_tables(spectra: RunSpectra, console: Console) -> None:
-    """Moduli, time constants, phases and bin shares of each head, before and after."""
+    """Moduli, time constants, phases, reading, certainty and bin shares of each head, before and after."""
     heading(console, f"eigenvalues of {shown(spectra.run)}, gauge: {shown(spectra.gauge)}")
     for region in spectra.regions:
         reach = f"|λ| from {number(region.low)} to {number(region.high)}"
         paragraph(console, f"{region.role}: {shown(region.text)}, {reach}", "dim")
-    names = ("min |λ|", "median", "max", "τ, steps", "phase")
-    rows = [(head, when) for head in spectra.heads[:HEADS] for when in ("before", "after")]
-    tables = [table("layer", "head", "", *names, *BINS, left=1)]
-    parts: list[slice] = [slice(None)]
-    if console.width < WIDE:
-        tables = [table("layer", "head", "", *some) for some in (names, BINS)]
-        parts = [slice(0, len(names)), slice(len(names), None)]
-    for made, part in zip(tables, parts, strict=True):
-        made.columns[2].justify = "left"
-        for head, when in rows:
-            style = "dim" if when == "before" else ""
-            made.add_row(*cells(*named(head, when), *figures(head, when)[part], style=style))
+    heads, known = spectra.heads[:HEADS], known_columns(spectra.heads)
+    for made in fitted([MODULI, *known.values(), SHARES], heads, console):
         console.print(made)
     paragraph(console, "τ and phase (radians) are medians; columns of |λ| are per cent of the eigenvalues", "dim")
+    for meaning in known:
+        paragraph(console, meaning, "dim")
     if len(spectra.heads) > HEADS:
         paragraph(console, f"the first {HEADS} of {len(spectra.heads)} heads", "dim")
 
 
-def named(head: Head, when: str) -> tuple[str, str, str]:
-    """A row's place: layer and head once for both rows."""
-    return (shown(head.layer), str(head.head), when) if when == "before" else ("", "", when)
+def fitted(groups: Iterable[Sequence[Column]], heads: Sequence[Head], console: Console) -> Iterator[Table]:
+    """As few tables as the width allows; a group of columns stays together."""
+    unbounded = console.options.update(width=10_000)
+    joined: list[Column] = []
+    for group in groups:
+        wider = table_of_heads([*joined, *group], heads)
+        if joined and console.measure(wider, options=unbounded).maximum > console.width:
+            yield table_of_heads(joined, heads)
+            joined = []
+        joined += group
+    yield table_of_heads(joined, heads)
 
 
-def figures(head: Head, when: str) -> list[str]:
-    """A row's figures."""
-    values = head.before if when == "before" else head.after
-    moduli = [number(modulus, 4 if 0.9 < modulus < 1.1 else 3) for modulus in values.quantiles(0, 0.5, 1)]
-    times = [number(values.time_constant(), 3), number(values.median_phase(), 3)]
-    return [*moduli, *times, *(percent(share) for share in shares(values.log_modulus))]
+def table_of_heads(columns: Sequence[Column], heads: Sequence[Head]) -> Table:
+    """Two rows a head, before and after; layer and head are named once."""
+    made = table("layer", "head", "", *(column.name for column in columns))
+    made.columns[2].justify = "left"
+    for head in heads:
+        before, after = ([column.cell(values) for column in columns] for values in (head.before, head.after))
+        made.add_row(*cells(shown(head.layer), str(head.head), "before", *before, style="dim"))
+        made.add_row(*cells("", "", "after", *after))
+    return made
 
 
 def correlation_table(report: StudyReport, console: Console) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import html
 import math
 import re
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from specreg.studies.console import printable as printable
 from specreg.studies.report_statistics import Estimate
+
+if TYPE_CHECKING:
+    from specreg.studies.recorded_spectra import Head, Values
 
 LONGEST = 300  # characters of somebody's text in a report
 
@@ -28,7 +33,7 @@ def shown(value: Any) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Four significant digits; a hundred thousand and above with a letter; ∞ for what has no end."""
+    """Four significant digits or fewer; a hundred thousand and above with a letter; ∞ for what has no end."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "undefined"
     for least, size, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e5, 1e3, "k")):
@@ -36,7 +41,7 @@ def number(value: float, digits: int = 4) -> str:
             return f"{value / size:.3g} {letter}"
     if abs(value) >= 1e4:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:.0f}" if abs(value) >= 1e3 else f"{value:.{digits}g}"
 
 
 def mean_and_spread(estimate: Estimate) -> str:
@@ -101,3 +106,34 @@ def for_plotly(value: Any) -> str:
 def for_markdown(value: Any) -> str:
     """Text for Markdown: neither markup nor HTML nor the end of a table's cell."""
     return re.sub(r"([\\`*_{}\[\]#!|~$]|:(?=//))", r"\\\1", html.escape(shown(value), quote=False))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of one head at one step, and its name, in a table of any kind."""
+
+    name: str
+    cell: Callable[[Values], str]
+
+
+READING = (
+    Column("half-life", lambda v: "–" if v.influence is None else number(v.influence.half_life, 3)),
+    Column("memory", lambda v: "–" if v.influence is None else number(v.influence.effective_memory, 2)),
+)
+CERTAINTY = (
+    Column("κ max", lambda v: "–" if v.worst_condition is None else number(v.worst_condition, 3)),
+    Column("certificate", lambda v: shown(v.certificate)),
+)
+MEANING = (
+    "half-life: the age in steps by which half of what is read lies; memory: its mean age as a share of the past",
+    "κ: to first order an eigenvalue moves by κ times a change of the transition at most; closed form: the eigenvalues "
+    "are parameters of a normal transition, κ = 1",
+)
+
+
+def known_columns(heads: Iterable[Head]) -> dict[str, tuple[Column, ...]]:
+    """By its meaning, what was recorded of reading and of certainty: nothing by an earlier version."""
+    values = [values for head in heads for values in (head.before, head.after)]
+    known = (any(v.influence is not None for v in values), any(v.certificate is not None for v in values))
+    columns = zip(MEANING, (READING, CERTAINTY), known, strict=True)
+    return {meaning: some for meaning, some, recorded in columns if recorded}

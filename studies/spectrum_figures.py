@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from specreg.studies.recorded_spectra import BINS, QUANTILES, Floats, Head, Region, RunSpectra, Track, Values, shares
+from specreg.studies.influence_figures import influence_drawings
+from specreg.studies.recorded_spectra import (
+    BINS,
+    QUANTILES,
+    Complex,
+    Floats,
+    Head,
+    Region,
+    RunSpectra,
+    Track,
+    Values,
+    shares,
+)
 from specreg.studies.report_figures import BLUE, FAINT, GREY, ORANGE, Drawing, figure
 from specreg.studies.report_text import for_plotly
 
@@ -79,7 +91,7 @@ def modulus_text(log_modulus: float) -> str:
 
 
 def spectrum_drawings(spectra: RunSpectra) -> dict[str, list[Drawing]]:
-    """Every figure of a run's spectra, by kind: "discs", "moduli", "shares", "phases", "along"."""
+    """Every figure of a run's spectra, by kind: "discs", "moduli", "shares", "phases", "along", "influence"."""
     heads = pooled(spectra.heads)
     axis = DecayAxis.of([values.log_modulus for head in spectra.heads for values in (head.before, head.after)])
     layers = list(dict.fromkeys(head.layer for head in heads))
@@ -105,6 +117,7 @@ def spectrum_drawings(spectra: RunSpectra) -> dict[str, list[Drawing]]:
             for n, track in enumerate(spectra.tracks)
             if len(track.steps) > 1
         ],
+        "influence": influence_drawings(spectra.heads),
     }
 
 
@@ -162,21 +175,27 @@ def line(x: Floats, y: Floats, colour: str, width: float, dash: str = "solid") -
 
 
 def region_traces(region: Region) -> list[go.Scatter]:
-    """A penalty's target shaded, an initialisation's outlined; a law of two moduli as two circles."""
-    reach = math.pi if region.max_phase is None else min(region.max_phase, math.pi)
-    angle = np.linspace(-reach, reach, 121)
-    radii = [radius for radius in (region.low, region.high) if 0 < radius <= DISC]
-    arcs = [line(r * np.cos(angle), r * np.sin(angle), ORANGE, 1.2, "dot") for r in radii]
-    if region.circles or region.role != "penalty":
-        return arcs
-    low, high = region.low, min(region.high, 2.0)
-    x = np.concatenate([high * np.cos(angle), low * np.cos(angle[::-1])])
-    y = np.concatenate([high * np.sin(angle), low * np.sin(angle[::-1])])
-    shade = go.Scatter(
-        x=x.round(4), y=y.round(4), mode="lines", line={"width": 0}, fill="toself", fillcolor=TARGET_FILL,
-        hoverinfo="skip", showlegend=False,
+    """A penalty's areas shaded, an initialisation's outlined; curves dotted, points as crosses."""
+    traces = [filled(path) for path in region.areas] if region.shaded else []
+    outlines = region.curves if region.shaded else region.areas + region.curves
+    traces += [line(path.real, path.imag, ORANGE, 1.2, "dot") for path in outlines]
+    return traces + [crosses(path) for path in region.points]
+
+
+def filled(path: Complex) -> go.Scatter:
+    """A shaded area."""
+    return go.Scatter(
+        x=path.real.round(4), y=path.imag.round(4), mode="lines", line={"width": 0}, fill="toself",
+        fillcolor=TARGET_FILL, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
-    return [shade]
+
+
+def crosses(path: Complex) -> go.Scatter:
+    """Single values that a target asks for."""
+    style = {"symbol": "cross-thin", "size": 5, "line": {"color": ORANGE, "width": 1}}
+    return go.Scatter(
+        x=path.real.round(4), y=path.imag.round(4), mode="markers", marker=style, hoverinfo="skip", showlegend=False
+    )
 
 
 def markers(values: Values, name: str, style: dict[str, Any]) -> go.Scatter:
@@ -246,7 +265,7 @@ def sided(log_modulus: Floats, axis: DecayAxis) -> Floats:
 
 def shade_rows(drawn: go.Figure, ends: Sequence[float], region: Region) -> None:
     """A target's extent behind the rows: shaded for a penalty, dotted for an initialisation or for single circles."""
-    if region.role == "penalty" and not region.circles:
+    if region.shaded:
         drawn.add_vrect(x0=ends[0], x1=ends[1], fillcolor=TARGET_FILL, line_width=0, layer="below")
         return
     for end in ends:

@@ -18,7 +18,16 @@ from specreg.spectrum import Spectrum
 from specreg.studies import checkpoints
 from specreg.studies.building import Parts, build_parts, count_parameters, make_checked, optimiser_groups
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run
-from specreg.studies.recording import EXAMPLES, encode, memory_of, spectra_of, statistics, systems_of
+from specreg.studies.recording import (
+    EXAMPLES,
+    Memory,
+    encode,
+    mean_memory,
+    memories_of,
+    spectra_of,
+    statistics,
+    systems_of,
+)
 from specreg.studies.run_directory import RunDirectory
 from specreg.tasks.task import Batch, Split
 
@@ -223,19 +232,19 @@ def held_out(parts: Parts) -> Batch:
 
 def measure(parts: Parts, probe: Batch) -> dict[str, float]:
     """Spectral statistics on the held-out batch."""
-    return figures_of(parts, probe, spectra_of(systems_of(parts.model, probe)))
+    return figures_of(parts, spectra_of(systems_of(parts.model, probe)), memories_of(parts.model, probe))
 
 
 def record(files: RunDirectory, parts: Parts, probe: Batch, step: int) -> dict[str, float]:
-    """`measure`, with the eigenvalues themselves written to the run directory."""
-    spectra = spectra_of(systems_of(parts.model, probe))
-    files.write_spectra(step, encode(spectra, step))
-    return figures_of(parts, probe, spectra)
+    """`measure`, with the eigenvalues themselves and what is read of the past written to the run directory."""
+    spectra, memories = spectra_of(systems_of(parts.model, probe)), memories_of(parts.model, probe)
+    files.write_spectra(step, encode(spectra, memories, step))
+    return figures_of(parts, spectra, memories)
 
 
-def figures_of(parts: Parts, probe: Batch, spectra: Mapping[str, Spectrum]) -> dict[str, float]:
+def figures_of(parts: Parts, spectra: Mapping[str, Spectrum], memories: Mapping[str, Memory]) -> dict[str, float]:
     """Statistics of the eigenvalues, and effective memory, which no gauge changes."""
-    return statistics(spectra, parts.target) | {"effective_memory": memory_of(parts.model, probe)}
+    return statistics(spectra, parts.target) | {"effective_memory": mean_memory(memories)}
 
 
 def log(files: RunDirectory, step: Step, seconds: float) -> None:

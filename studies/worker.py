@@ -114,7 +114,7 @@ def outcome(job: Job, ask_driver: AskDriver) -> dict[str, Any]:
             return {"kind": "failure", "reason": "pruned", "message": one_line(str(stop)), "cause": ""}
         except (Exception, SystemExit) as error:
             (directory / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            message = one_line(f"{type(error).__name__}: {error}")
+            message = one_line(f"{cause(error)}: {error}")
             return {"kind": "failure", "reason": classified(error), "message": message, "cause": cause(error)}
 
 

@@ -183,8 +183,8 @@ def _load(directory: Path) -> _Images:
     raise MissingDataError(
         f"CIFAR-10 was not found in {directory}{found}. Download the binary version (162 MB) from {_SOURCE} and unpack "
         f"it so that {binary / _BINARY_TEST} exists, or put {_ARCHIVE} (uint8 arrays train_images, train_labels, "
-        f"test_images, test_labels) in that directory; another directory is named by the task's `data` field or the "
-        f"environment variable {ENVIRONMENT_VARIABLE}"
+        f"test_images, test_labels) in that directory; another directory is named by the task's `data` field (`--data` "
+        f"on the command line) or the environment variable {ENVIRONMENT_VARIABLE}"
     )
 
 

@@ -70,7 +70,15 @@ TRAIN = ["train", "--model", "lru", "--task", "digits"]
         (["train", "--resume"], ["--out"]),
         (["train", "--resume", "--out", "nowhere"], ["nowhere"]),
         (["train", "--config", "missing.toml"], ["missing.toml"]),
-        (["train", "--model", "mamba2", "--task", "cifar10-gray", "--data", "."], ["cifar10-gray.npz"]),
+        (["train", "--model", "mamba2", "--task", "cifar10-gray", "--data", "."], ["cifar10-gray.npz", "--data"]),
+        ([*TRAIN, "--out", ""], ["--out", "not empty"]),
+        ([*TRAIN, "--data", ""], ["--data", "not empty"]),
+        (["train", "--config", ""], ["--config", "not empty"]),
+        (["eval", ""], ["RUN_DIR", "not empty"]),
+        (["spectrum", ""], ["RUN_DIR", "not empty"]),
+        (["study", "run", "digits", "--out", ""], ["--out", "not empty"]),
+        (["study", "run", "digits", "--name", ""], ["''", "letters"]),
+        (["study", "report", "digits", "--html", ""], ["--html", "not empty"]),
         (
             ["train", "--model", "softmax-attention", "--task", "digits", "--init", "ring(0.9, 0.99)"],
             ["cannot be init"],
@@ -132,12 +140,25 @@ def test_lists_show_what_there_is(kind: str, tmp_path: Path) -> None:
     done = specreg("list", kind, cwd=tmp_path, COLUMNS="80")
     assert done.returncode == 0 and known[kind] in done.stdout and "\x1b" not in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     done = specreg(*TRAIN, "--init", "ring(0.9, 0.99)", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and "d_state" not in done.stderr and "parameters" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_shows_what_is_left_at_its_default(tmp_path: Path) -> None:
+    """As comments, so that what is printed is a run.toml; a setting that was given is not among them."""
+    given = ["--set", "model.d_state=8", "--dry-run"]
+    done = specreg(*TRAIN, *given, cwd=tmp_path)
+    comments = [line for line in done.stdout.splitlines() if line.startswith("# model.")]
+    assert "# model.d_model=64 (default)" in comments and not any("d_state" in line for line in comments)
+    (tmp_path / "run.toml").write_text(done.stdout)
+    assert specreg("train", "--config", "run.toml", "--dry-run", cwd=tmp_path).stdout == done.stdout
+    defaults = json.loads(specreg(*TRAIN, *given, "--json", cwd=tmp_path).stdout)["data"]["defaults"]
+    assert defaults["model.depth"] == 2 and "model.d_state" not in defaults
 
 
 def test_a_run_can_be_repeated_from_its_own_file(tmp_path: Path) -> None:
@@ -225,6 +246,13 @@ def test_a_study_in_which_nothing_completes_ends_with_1(tmp_path: Path) -> None:
     done = specreg("study", "run", "failing.py", "--trials", "2", cwd=tmp_path)
     assert done.returncode == 1 and "no trial of 2 completed" in done.stderr and "diverged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_failed_trial_says_where(tmp_path: Path) -> None:
+    """The file and the line of an exception stand in its message."""
+    (tmp_path / "failing.py").write_text(FAILING.replace("return {", "raise ValueError('odd width')\n    return {"))
+    done = specreg("study", "run", "failing.py", "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 1 and "ValueError at failing.py:10: odd width" in done.stderr
 
 
 def test_resuming_a_run_that_has_ended_says_so(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from pathlib import Path
 
 import pytest
+
+from specreg import estimators
+from specreg.estimators import Estimator
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,9 +25,12 @@ def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
-def test_there_are_both_examples() -> None:
-    assert len(EXAMPLES) == 2
-    assert "Dense(rnn.weight_hh_l0)" in EXAMPLES[0] and "def objective" in EXAMPLES[1]
+def test_all_examples_are_there() -> None:
+    assert len(EXAMPLES) == 3
+    assert "Dense(rnn.weight_hh_l0)" in EXAMPLES[0] and "def objective" in EXAMPLES[2]
+    for member in vars(estimators).values():
+        if inspect.isclass(member) and issubclass(member, Estimator) and not member.__name__.startswith("Applied"):
+            assert member is Estimator or member.__name__ in EXAMPLES[1], member
 
 
 def test_files_that_are_named_exist() -> None:

@@ -326,12 +326,14 @@ def test_report_tells_what_the_files_say(trained):
     assert report.best.test.mean == pytest.approx(np.mean(tests)) and not report.notes
     last = decode(runs[0] / "spectra" / "step-00000020.safetensors")
     for head in report.spectra.heads:
-        expected = last[head.layer][0][head.head].double().numpy()
-        assert np.array_equal(head.after.log_modulus, expected)
-    assert len(report.spectra.heads) == sum(len(log_modulus) for log_modulus, _ in last.values())
+        layer = last[head.layer]
+        assert np.array_equal(head.after.log_modulus, layer.log_modulus[head.head].double().numpy())
+        assert np.array_equal(head.after.influence.mean, layer.memory.influence[:, head.head].double().numpy())
+        assert head.after.influence.half_life == float(layer.memory.half_life[head.head])
+    assert len(report.spectra.heads) == sum(len(layer.log_modulus) for layer in last.values())
     for track in report.spectra.tracks:
         assert track.steps == (0, 10, 20)
-        expected = np.quantile(last[track.layer][0].double().numpy(), 0.5, method="inverted_cdf")
+        expected = np.quantile(last[track.layer].log_modulus.double().numpy(), 0.5, method="inverted_cdf")
         assert track.quantiles[-1][2] == expected
     region = report.spectra.regions[0]
     assert (region.low, region.high) == pytest.approx((math.exp(-1), math.exp(-1 / 64)), abs=1e-4)
@@ -425,7 +427,17 @@ def test_terminal_fits_and_is_plain_off_a_terminal(trained, width):
     plain = on_terminal(report, width)
     assert max(map(len, plain.splitlines())) <= width and "\x1b" not in plain
     assert all(line == line.rstrip() for line in plain.splitlines())
-    for word in ("accuracy, test", "chance", "layers.1", "gauge: as applied", "before", "after"):
+    for word in (
+        "accuracy, test",
+        "chance",
+        "layers.1",
+        "gauge: as applied",
+        "before",
+        "after",
+        "half-life",
+        "κ max",
+        "closed form",
+    ):
         assert word in plain
     assert "\x1b[" in on_terminal(report, width, force_terminal=True)
     colourless = on_terminal(report, width, force_terminal=True, no_color=True)
@@ -504,7 +516,7 @@ def test_spectra_with_nan_are_left_out(damaged):
 
     folder, run = damaged
     nan = Spectrum(torch.full((1, 1, 1, 4), math.nan), torch.zeros(1, 1, 1, 4), torch.ones(4))
-    write_bytes(run / "spectra" / "step-00000020.safetensors", encode({"layers.0": nan}, 20))
+    write_bytes(run / "spectra" / "step-00000020.safetensors", encode({"layers.0": nan}, {}, 20))
     report = collect(folder)
     assert report.spectra.last_step == 10 and "no usable eigenvalues" in " ".join(report.notes)
 

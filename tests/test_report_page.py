@@ -80,7 +80,7 @@ def test_study_page_opens_offline(browser, trained, tmp_path, width, scheme):
     opened = Opened(browser, file, width, scheme)
     count, empty = opened.figures()
     heads, layers = len(report.spectra.heads), len(report.spectra.tracks)
-    assert count >= 3 + heads + 2 * layers and empty == []
+    assert count >= 3 + heads + 3 * layers and empty == []
     assert opened.fetched == [] and opened.complaints == [] and not opened.too_wide()
     opened.page.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
     opened.page.wait_for_timeout(200)
@@ -98,7 +98,9 @@ def test_spectrum_page_opens_offline(browser, trained, tmp_path, mixer):
     opened = Opened(browser, file)
     count, empty = opened.figures()
     phases = 0 if mixer == "softmax-attention" else 2
-    assert count == len(found.spectra.heads) + 2 + 1 + 2 + phases and empty == []
+    assert count == len(found.spectra.heads) + 2 + 1 + 2 + 2 + phases and empty == []
+    dots = opened.page.locator("#plot-influence-0 .scatterlayer .point")
+    assert dots.count() == sum(2 for head in found.spectra.heads if head.layer == "layers.0")
     assert opened.fetched == [] and opened.complaints == []
     opened.context.close()
 

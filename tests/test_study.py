@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -197,7 +198,7 @@ def test_the_same_exception_three_times_stops_the_study(tmp_path):
     assert len(failed) == 3 and not any(trial.state == TrialState.RUNNING for trial in trials(tmp_path))
     for trial in failed:
         assert trial.user_attrs["reason"] == "exception"
-        assert trial.user_attrs["message"] == "ValueError: no such layer [31m"
+        assert re.fullmatch(r"ValueError at own_study\.py:\d+: no such layer \[31m", trial.user_attrs["message"])
         assert "Traceback" in (tmp_path / trial.user_attrs["directory"] / "traceback.txt").read_text()
     assert "\x1b" not in str(caught.value)
 

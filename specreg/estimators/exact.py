@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,16 +31,19 @@ class Exact(Estimator[Spectrum]):
                 f"Exact takes a system or a structured operator, got {type(source).__name__}: wrap it as Dense(…)"
             )
         spectrum = _spectrum(source.transition)
-        return Spectrum(spectrum.log_modulus, spectrum.phase, spectrum.multiplicity, source.mask)
+        return replace(spectrum, mask=source.mask)
 
 
 def _spectrum(operator: StructuredOperator) -> Spectrum:
-    log_modulus, phase = operator.polar()
+    log_modulus, phase, condition = operator.conditioned()
     if log_modulus.dim() > 4:
         raise ValueError(
             f"a spectrum has axes (B, T, H, m): allowed are three batch axes at most, got {tuple(operator.shape[:-2])}"
         )
     lead = (1,) * (4 - log_modulus.dim())
     return Spectrum(
-        log_modulus.reshape(*lead, *log_modulus.shape), phase.reshape(*lead, *phase.shape), operator.multiplicity()
+        log_modulus.reshape(*lead, *log_modulus.shape),
+        phase.reshape(*lead, *phase.shape),
+        operator.multiplicity(),
+        condition=None if condition is None else condition.reshape(*lead, *condition.shape),
     )

@@ -68,7 +68,7 @@ class StructuredOperator(LinearOperator):
         """The operator times exp(log_scale), one real factor for each batch element."""
 
     @abstractmethod
-    def window(self, width: int, stride: int = 1) -> Self:
+    def window(self, width: int, stride: int = 1) -> StructuredOperator:
         """The products Λ_{t+width} … Λ_{t+1} along the time axis (batch axis 1), one every `stride` steps.
 
         A time-invariant operator (time axis of size 1) gives its power and keeps the size-1 axis. Raises `ValueError`
@@ -77,11 +77,18 @@ class StructuredOperator(LinearOperator):
 
     def eigenvalues(self) -> Tensor:
         """The distinct eigenvalues, complex ``(*batch, m)``, with `multiplicity` beside them."""
-        return from_polar(self.log_modulus(), self.phase())
+        return from_polar(*self.polar())
 
     def polar(self) -> tuple[Tensor, Tensor]:
         """log-modulus and phase together, each ``(*batch, m)``."""
         return self.log_modulus(), self.phase()
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`polar`, and κ of each distinct eigenvalue ``(*batch, m)``, detached; None where no solve has found it.
+
+        κ is 1 throughout for normal maps, which scalars, diagonals and single reflections are.
+        """
+        return (*self.polar(), None)
 
     @classmethod
     @abstractmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
 from specreg.operators.base import StructuredOperator, check_window
 from specreg.spectrum import polar
 
@@ -15,12 +16,12 @@ from specreg.spectrum import polar
 class Dense(StructuredOperator):
     """A batch of square matrices without structure, real or complex: a recurrent weight, a Jacobian.
 
+    Eigenvalues and their gradients are those of `specreg.eigen.eigenvalues`: finite for every finite matrix, each
+    element of the batch by itself. Where eigenvalues cannot be told apart (a shift, a Jordan block, the identity) each
+    gets the gradient of the mean of its cluster.
+
     Raises `ValueError` for a matrix that is not square and, when eigenvalues are asked for, for an entry that is NaN
     or infinite, with the index of the batch element.
-
-    The gradient is torch's, which needs a basis of eigenvectors. At a defective matrix (a shift, a Jordan block) no
-    gradient exists: torch raises `LinAlgError` in the backward pass, for the whole batch if one matrix is so, or gives
-    values of order 1/eps. Leave such matrices out or add a small random one; values alone are safe.
     """
 
     matrix: Tensor  # (*batch, n, n)
@@ -37,13 +38,14 @@ class Dense(StructuredOperator):
         return self.matrix
 
     def eigenvalues(self) -> Tensor:
-        if not torch.isfinite(self.matrix).all():
-            bad = (~torch.isfinite(self.matrix)).flatten(-2).any(-1).nonzero()[0].tolist()
-            raise ValueError(f"eigenvalues need finite matrices: batch element {tuple(bad)} holds a NaN or an infinity")
-        return torch.linalg.eigvals(self.matrix)  # type: ignore[no-any-return]
+        return eigenvalues(self.matrix)
 
     def polar(self) -> tuple[Tensor, Tensor]:
         return polar(self.eigenvalues())  # one solve for both
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor]:
+        values, condition = conditioned_eigenvalues(self.matrix)
+        return (*polar(values), condition)
 
     def log_modulus(self) -> Tensor:
         return self.polar()[0]

@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from specreg.penalties.base import Penalty, check_target, line
+from specreg.penalties.base import Penalty, annulus, check_penalty, check_phases, check_target, line
 from specreg.spectrum import Spectrum
-from specreg.targets import LogUniformTimescale, Ring, Target, midpoints
+from specreg.targets import LogUniformTimescale, Outline, Ring, Target, midpoints
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Band(Penalty):
 
     def goal(self, count: int) -> Spectrum:
         return line(((self.high - self.low) * midpoints(count) + self.low).log())
+
+    def outline(self) -> Outline:
+        return annulus(math.log(self.low) if self.low else -math.inf, math.log(self.high))
 
     @classmethod
     def example(cls) -> Self:
@@ -65,6 +68,9 @@ class TimescaleBand(Penalty):
         low, high = math.log(self.shortest), math.log(self.longest)
         return line(-(-(low + (high - low) * midpoints(count))).exp())
 
+    def outline(self) -> Outline:
+        return annulus(-1 / self.shortest, -1 / self.longest)
+
     @classmethod
     def example(cls) -> Self:
         return cls(2.0, 500.0)
@@ -85,6 +91,9 @@ class TimescaleDistance(Penalty):
     def goal(self, count: int) -> Spectrum:
         return line(*self.target.quantiles(count))
 
+    def outline(self) -> Outline:
+        return self.target.outline()
+
     @classmethod
     def example(cls) -> Self:
         return cls(LogUniformTimescale(1, 1024))
@@ -97,9 +106,7 @@ class PhaseDistance(Penalty):
     target: Target
 
     def __post_init__(self) -> None:
-        check_target("phase_distance", self.target)
-        if self.target.max_phase is None:
-            raise ValueError(f"phase_distance needs a target with a law of phases: give {self.target} a max_phase")
+        check_phases("phase_distance", self.target)
 
     def loss(self, spectrum: Spectrum) -> Tensor:
         return self.target.phase_distance(spectrum)
@@ -107,9 +114,57 @@ class PhaseDistance(Penalty):
     def goal(self, count: int) -> Spectrum:
         return line(*self.target.quantiles(count))
 
+    def outline(self) -> Outline:
+        return self.target.outline()
+
     @classmethod
     def example(cls) -> Self:
         return cls(Ring(0.5, 0.99, max_phase=math.pi / 2))
+
+
+@dataclass(frozen=True)
+class TimescaleCoverage(Penalty):
+    """Asks for modes at every timescale from 1 to `longest` steps: K Σ_k relu(share · t_k − o_k)² over K bins.
+
+    The bins are even in log τ. o_k = Σ_i w_i / (1 + u²) is the occupation of bin k, u being the distance of log τ_i
+    from its middle in half widths: ½ at the bin's edge, and a gradient from any distance. t_k is the occupation that as
+    many values, log-uniform on the whole range, would give. What a bin holds beyond its `share` is free.
+    """
+
+    longest: float
+    bins: int = 8
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (1 < self.longest < math.inf and self.bins >= 1 and 0 < self.share <= 1):
+            raise ValueError(
+                f"timescale_coverage({self.longest}, {self.bins}, {self.share}): allowed are a longest timescale over "
+                "1 step, at least 1 bin, and a share over 0 and at most 1 of an even occupation"
+            )
+
+    def loss(self, spectrum: Spectrum) -> Tensor:
+        weights = spectrum.weights().flatten()
+        even = -self.goal(max(1, int((weights > 0).sum()))).log_modulus.flatten().to(weights)
+        aim = self.occupation(-even.log(), torch.full_like(even, 1 / len(even))) * weights.sum()
+        lack = (self.share * aim - self.occupation(spectrum.log_timescale.flatten(), weights)).clamp_min(0)
+        return self.bins * lack.square().sum()
+
+    def occupation(self, log_timescale: Tensor, weights: Tensor) -> Tensor:  # (n,), (n,)
+        """o_k, ``(bins,)``."""
+        half = 0.5 * math.log(self.longest) / self.bins
+        middles = half * (2 * torch.arange(self.bins, device=weights.device).to(weights) + 1)
+        off = (log_timescale - middles.unsqueeze(-1)) / half
+        return (weights / (1 + off.square())).sum(-1)
+
+    def goal(self, count: int) -> Spectrum:
+        return line(-(-math.log(self.longest) * midpoints(count)).exp())
+
+    def outline(self) -> Outline:
+        return annulus(-1.0, -1 / self.longest)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(1000.0)
 
 
 @dataclass(frozen=True)
@@ -119,14 +174,17 @@ class PerHead(Penalty):
     penalty: Penalty
 
     def __post_init__(self) -> None:
-        if not isinstance(self.penalty, Penalty):
-            raise ValueError(f"per_head takes a penalty, as in per_head(band(0.5, 1.0)), got {self.penalty!r}")
+        check_penalty("per_head", self.penalty)
 
     def loss(self, spectrum: Spectrum) -> Tensor:
         return torch.stack([self.penalty(head) for head in spectrum.heads()]).mean()
 
     def goal(self, count: int) -> Spectrum:
-        return self.penalty.goal(count)
+        found: Spectrum = self.penalty.goal(count)
+        return found
+
+    def outline(self) -> Outline:
+        return self.penalty.outline()
 
     @classmethod
     def example(cls) -> Self:

@@ -1,4 +1,4 @@
-"""Laws of moduli with a range of phases beside them."""
+"""Laws whose moduli and phases are independent: rings, discs, sectors, rectangles of the half plane, timescales."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from specreg.targets.base import Target, check_phase
+from specreg.targets.base import Outline, Target, arc, check_phase, fold, wedge
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,114 @@ class Ring(Target):
     max_phase: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.r_min < self.r_max <= 1:
-            raise ValueError(f"ring({self.r_min}, {self.r_max}): allowed are 0 <= r_min < r_max <= 1")
+        check_radii("ring", self.r_min, self.r_max)
         check_phase("ring", self.max_phase)
 
     def log_modulus_quantile(self, probability: Tensor) -> Tensor:
-        inner = (self.r_min / self.r_max) ** 2  # a ratio: r_max² itself may underflow
-        return math.log(self.r_max) + 0.5 * (inner + probability * (1 - inner)).log()
+        return area_quantile(self.r_min, self.r_max, probability)
 
     @classmethod
     def example(cls) -> Self:
         return cls(0.5, 0.99, max_phase=math.pi / 2)
+
+
+@dataclass(frozen=True)
+class Disk(Target):
+    """Uniform by area in a disc around 0: |λ|² uniform on [0, radius²], the phase on [0, max_phase].
+
+    The law of the eigenvalues of a large random matrix with independent entries of variance radius²/n.
+    """
+
+    radius: float = 1.0
+    max_phase: float | None = math.pi
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius <= 1:
+            raise ValueError(f"disk({self.radius}): allowed is a radius over 0 and at most 1")
+        check_phase("disk", self.max_phase)
+
+    def log_modulus_quantile(self, probability: Tensor) -> Tensor:
+        return area_quantile(0.0, self.radius, probability)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(0.9)
+
+
+@dataclass(frozen=True)
+class Sector(Target):
+    """Uniform by area between two radii and two phases: modes that turn at some frequencies and at no other."""
+
+    r_min: float
+    r_max: float
+    min_phase: float = 0.0
+    max_phase: float | None = math.pi
+
+    def __post_init__(self) -> None:
+        check_radii("sector", self.r_min, self.r_max)
+        check_phase("sector", self.max_phase)
+        if self.max_phase is None or not 0 <= self.min_phase < self.max_phase <= math.pi:
+            raise ValueError(
+                f"sector: allowed are 0 <= min_phase < max_phase <= π = 3.1416, in radians, conjugates being one, got "
+                f"{self.min_phase} and {self.max_phase} (max_phase is at most 2π = 6.2832 in any target)"
+            )
+
+    def log_modulus_quantile(self, probability: Tensor) -> Tensor:
+        return area_quantile(self.r_min, self.r_max, probability)
+
+    def phase_quantile(self, probability: Tensor) -> Tensor:
+        assert self.max_phase is not None
+        return self.min_phase + probability * (self.max_phase - self.min_phase)
+
+    def contains(self, log_modulus: Tensor, phase: Tensor, tolerance: float = 1e-6) -> Tensor:
+        return super().contains(log_modulus, phase, tolerance) & (fold(phase) >= self.min_phase - tolerance)
+
+    def outline(self) -> Outline:
+        assert self.max_phase is not None
+        ends = self.support()
+        return Outline(areas=tuple(wedge(ends, s * self.min_phase, s * self.max_phase) for s in (1, -1)))
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(0.8, 0.99, 0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class HalfPlane(Target):
+    """Continuous-time eigenvalues a uniform on a rectangle left of the imaginary axis, as λ = e^{a · step}.
+
+    −Re a uniform on [slowest, fastest], Im a on [0, max_frequency], per unit of time: log|λ| and the phase are those
+    times the step. Frequencies above π/step would fold back on lower ones and are refused.
+    """
+
+    slowest: float
+    fastest: float
+    max_frequency: float
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.slowest < self.fastest < math.inf and 0 < self.step < math.inf):
+            raise ValueError(
+                f"half_plane: allowed are rates 0 <= slowest < fastest and a step over 0, got {self.slowest}, "
+                f"{self.fastest} and step {self.step}"
+            )
+        if not 0 < self.max_frequency * self.step <= math.pi:
+            raise ValueError(
+                f"half_plane: max_frequency times step is a phase, over 0 and at most π = 3.1416, got "
+                f"{self.max_frequency} · {self.step}"
+            )
+
+    @property
+    def max_phase(self) -> float | None:  # type: ignore[override]
+        """max_frequency · step, radians."""
+        return self.max_frequency * self.step
+
+    def log_modulus_quantile(self, probability: Tensor) -> Tensor:
+        return -self.step * (self.fastest - probability * (self.fastest - self.slowest))
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(0.1, 2.0, 4.0, step=0.5)
 
 
 @dataclass(frozen=True)
@@ -99,6 +196,22 @@ class TwoCluster(Target):
         low, high = math.log(self.near_zero), math.log(self.near_one)
         return (low if self.share > 0 else high), (high if self.share < 1 else low)
 
+    def outline(self) -> Outline:
+        reach = math.pi if self.max_phase is None else min(self.max_phase, math.pi)
+        return Outline(curves=tuple(arc(end, reach) for end in sorted(set(self.support()))))
+
     @classmethod
     def example(cls) -> Self:
         return cls(0.4, max_phase=1.0)
+
+
+def area_quantile(r_min: float, r_max: float, probability: Tensor) -> Tensor:
+    """log r with r² uniform on [r_min², r_max²]."""
+    inner = (r_min / r_max) ** 2  # a ratio: r_max² itself may underflow
+    return math.log(r_max) + 0.5 * (inner + probability * (1 - inner)).log()
+
+
+def check_radii(name: str, r_min: float, r_max: float) -> None:
+    """Refuse radii that are no annulus of the unit disc."""
+    if not 0 <= r_min < r_max <= 1:
+        raise ValueError(f"{name}({r_min}, {r_max}): allowed are 0 <= r_min < r_max <= 1")

@@ -21,7 +21,10 @@ __all__ = ["ParametrizationConformance"]
 
 
 class ParametrizationConformance(ABC):
-    """The tests that every parametrisation passes: subclass it, give `make`, `inside`, `outside` and `contains`."""
+    """The tests that every parametrisation passes: subclass it, give `make`, `inside`, `outside` and `contains`.
+
+    Give `free` too where the map is one to one on a part of the free values only.
+    """
 
     @abstractmethod
     def make(self) -> nn.Module:
@@ -29,15 +32,19 @@ class ParametrizationConformance(ABC):
 
     @abstractmethod
     def inside(self) -> Tensor:
-        """Some values of the region, float64 or complex128, ``(n,)``."""
+        """Some values of the region, float64 or complex128, ``(n,)``, or matrices ``(n, k, k)``."""
 
     @abstractmethod
     def outside(self) -> list[Tensor]:
-        """Values that cannot be assigned, each ``(1,)``, the edge of an open region among them."""
+        """Values that cannot be assigned, one each, the edge of an open region among them."""
 
     @abstractmethod
     def contains(self, value: Tensor) -> Tensor:
         """Whether each value lies in the region."""
+
+    def free(self) -> Tensor:
+        """Free values at which the map is neither saturated nor has gone round, in the shape of `inside`."""
+        return 3 * _free(self.inside())
 
     def test_assigning_is_exact(self) -> None:
         """forward(right_inverse(value)) is the value: 1e-12 in double precision, 1e-5 in single."""
@@ -48,7 +55,7 @@ class ParametrizationConformance(ABC):
 
     def test_free_values_come_back(self) -> None:
         """right_inverse(forward(x)) is x where the map is not saturated."""
-        map_, free = self.make(), 3 * _free(self.inside())
+        map_, free = self.make(), self.free()
         assert_close(_section(map_, map_(free)), free, 1e-8)
 
     def test_nothing_leaves_the_region(self) -> None:
@@ -65,7 +72,7 @@ class ParametrizationConformance(ABC):
 
     def test_other_values_are_refused(self) -> None:
         """Values outside, and NaN, raise a `ValueError` at assignment."""
-        for value in (*self.outside(), torch.full((1,), torch.nan, dtype=self.inside().dtype)):
+        for value in (*self.outside(), torch.full_like(self.inside()[:1], torch.nan)):
             try:
                 _section(self.make(), value)
             except ValueError:
@@ -116,7 +123,7 @@ def _section(map_: nn.Module, value: Tensor) -> Tensor:
 
 
 def _free(like: Tensor) -> Tensor:
-    return torch.randn(len(like), dtype=like.dtype, generator=torch.Generator().manual_seed(1))
+    return torch.randn(like.shape, dtype=like.dtype, generator=torch.Generator().manual_seed(1))
 
 
 def _single(like: Tensor) -> torch.dtype:
