@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specreg.estimators.base import Estimator
+from specreg.estimators.base import Estimator, at_counted_steps
 from specreg.operators import LinearOperator, StructuredOperator
 from specreg.system import LinearSystem
 
@@ -49,6 +49,4 @@ class AppliedOperator(Estimator[StructuredOperator]):
         transition, mask = source.transition, source.mask
         if mask is None or transition.shape[1] == 1:
             return transition
-        batch = max(mask.shape[0], transition.shape[0])
-        counts = mask.expand(batch, -1)
-        return transition.map(lambda field: field.expand(batch, *field.shape[1:])[counts])
+        return at_counted_steps(transition, mask)

@@ -6,11 +6,19 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
-from specreg.operators import LinearOperator
+from specreg.operators import LinearOperator, StructuredOperator
 from specreg.system import LinearSystem
 
 Knowledge = TypeVar("Knowledge", covariant=True)
+
+
+def at_counted_steps(transition: StructuredOperator, mask: Tensor) -> StructuredOperator:  # batch (B|1, T|1, …)
+    """The transitions of the steps that count, one batch axis in the place of the batch and the time axis."""
+    batch, steps = (max(a, b) for a, b in zip(transition.shape[:2], mask.shape, strict=True))
+    counted = mask.expand(batch, steps)
+    return transition.map(lambda field: field.expand(batch, steps, *field.shape[2:])[counted])
 
 
 class Estimator(ABC, Generic[Knowledge]):

@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from specreg.eigen.first_order import first_order_only
 from specreg.estimators.search import Found
 from specreg.estimators.subspace import Array
 from specreg.operators import Dense, LinearOperator, StructuredOperator
@@ -59,23 +60,8 @@ def kind(operator: LinearOperator) -> tuple[torch.dtype, torch.device]:
     return dtype, torch.device(device)
 
 
-class _Barrier(torch.autograd.Function):
-    """A derivative that must not be differentiated: eigenvectors were held fixed."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, value: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            "eigenvalues from Krylov iterations have first derivatives only: take second ones through a dense matrix, "
-            "specreg.eigen.eigenvalues"
-        )
-
-
 class _FirstOrder(torch.autograd.Function):
-    """The identity, with a barrier in its derivative."""
+    """The identity, whose derivative is not differentiated again: eigenvectors were held fixed."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -85,7 +71,7 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (value,) = ctx.saved_tensors
-        return _Barrier.apply(gradients[0], value)  # type: ignore[no-untyped-call]
+        return first_order_only(gradients[0], value)
 
 
 def images(operator: LinearOperator, vectors: Tensor, real: bool) -> tuple[Tensor, int]:

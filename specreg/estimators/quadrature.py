@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.first_order import first_order_only
-from specreg.estimators.base import Estimator
+from specreg.estimators.base import Estimator, at_counted_steps
 from specreg.operators import LinearOperator, StructuredOperator
 from specreg.spectrum import Density
 from specreg.system import LinearSystem
@@ -66,12 +66,7 @@ class KrylovSpace:
 def as_operator(source: LinearSystem | LinearOperator) -> LinearOperator:
     """The operator itself, or a system's transitions at the steps that count, one batch axis in front of the heads."""
     if isinstance(source, LinearSystem):
-        transition, mask = source.transition, source.mask
-        if mask is None:
-            return transition
-        batch, steps = (max(a, b) for a, b in zip(transition.shape[:2], mask.shape, strict=True))
-        counted = mask.expand(batch, steps)
-        return transition.map(lambda field: field.expand(batch, steps, *field.shape[2:])[counted])
+        return source.transition if source.mask is None else at_counted_steps(source.transition, source.mask)
     if not isinstance(source, LinearOperator):
         raise TypeError(f"a density is of a system or an operator, got {type(source).__name__}: wrap it as Dense(…)")
     return source

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -44,6 +45,19 @@ class Penalty(ABC):
     @abstractmethod
     def example(cls) -> Self:
         """A member for tests and first tries."""
+
+
+@dataclass(frozen=True)
+class TargetPenalty(Penalty):
+    """A penalty of a spectrum that is zero where its law is the target's; members write `loss` and check the target."""
+
+    target: Target
+
+    def goal(self, count: int) -> Spectrum:
+        return line(*self.target.quantiles(count))
+
+    def outline(self) -> Outline:
+        return self.target.outline()
 
 
 def line(log_modulus: Tensor, phase: Tensor | None = None) -> Spectrum:  # (count,), (count,)

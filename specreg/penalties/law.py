@@ -9,9 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from specreg.penalties.base import Penalty, annulus, check_penalty, check_phases, check_target, line
+from specreg.penalties.base import Penalty, TargetPenalty, annulus, check_penalty, check_phases, check_target, line
 from specreg.spectrum import Spectrum
-from specreg.targets import LogUniformTimescale, Outline, Ring, Target, midpoints
+from specreg.targets import LogUniformTimescale, Outline, Ring, midpoints
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,8 @@ class TimescaleBand(Penalty):
 
 
 @dataclass(frozen=True)
-class TimescaleDistance(Penalty):
+class TimescaleDistance(TargetPenalty):
     """1-Wasserstein distance between the law of log τ and the target's, in log steps."""
-
-    target: Target
 
     def __post_init__(self) -> None:
         check_target("timescale_distance", self.target)
@@ -88,34 +86,20 @@ class TimescaleDistance(Penalty):
     def loss(self, spectrum: Spectrum) -> Tensor:
         return self.target.timescale_distance(spectrum)
 
-    def goal(self, count: int) -> Spectrum:
-        return line(*self.target.quantiles(count))
-
-    def outline(self) -> Outline:
-        return self.target.outline()
-
     @classmethod
     def example(cls) -> Self:
         return cls(LogUniformTimescale(1, 1024))
 
 
 @dataclass(frozen=True)
-class PhaseDistance(Penalty):
+class PhaseDistance(TargetPenalty):
     """Circular 1-Wasserstein distance between the law of phases and the target's, in radians, conjugates folded."""
-
-    target: Target
 
     def __post_init__(self) -> None:
         check_phases("phase_distance", self.target)
 
     def loss(self, spectrum: Spectrum) -> Tensor:
         return self.target.phase_distance(spectrum)
-
-    def goal(self, count: int) -> Spectrum:
-        return line(*self.target.quantiles(count))
-
-    def outline(self) -> Outline:
-        return self.target.outline()
 
     @classmethod
     def example(cls) -> Self:

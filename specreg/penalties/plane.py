@@ -14,9 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from specreg.penalties.base import Penalty, check_phases, line
+from specreg.penalties.base import Penalty, TargetPenalty, check_phases, line
 from specreg.spectrum import Spectrum
-from specreg.targets import Disk, Outline, Ring, Target
+from specreg.targets import Disk, Ring, Target
 from specreg.targets.base import fold, represented
 from specreg.transport import energy_distance, sinkhorn, sliced_wasserstein
 
@@ -24,14 +24,12 @@ MOST_VALUES = 4096  # of a penalty that compares every value with every other
 
 
 @dataclass(frozen=True)
-class SlicedWasserstein(Penalty):
+class SlicedWasserstein(TargetPenalty):
     """π/2 times the mean over directions of the plane of the 1-Wasserstein distance between the projected laws.
 
     Has the unit of |λ|: a shift of the whole law by d costs d. Unlike the distances of timescales and of phases it
     wants each modulus at its own phase, and does not resolve long timescales. O(n log n).
     """
-
-    target: Target
 
     def __post_init__(self) -> None:
         check_phases("sliced_wasserstein", self.target)
@@ -39,19 +37,13 @@ class SlicedWasserstein(Penalty):
     def loss(self, spectrum: Spectrum) -> Tensor:
         return sliced_wasserstein(*compared(spectrum, self.target))
 
-    def goal(self, count: int) -> Spectrum:
-        return line(*self.target.quantiles(count))
-
-    def outline(self) -> Outline:
-        return self.target.outline()
-
     @classmethod
     def example(cls) -> Self:
         return cls(Ring(0.5, 0.99, max_phase=math.pi))
 
 
 @dataclass(frozen=True)
-class EnergyDistance(Penalty):
+class EnergyDistance(TargetPenalty):
     """The energy distance 2 E|X − Y| − E|X − X'| − E|Y − Y'| between the laws, a squared metric; O(n log n).
 
     Its gradient fades at the target, and its values repel one another, which keeps a spectrum off defective matrices.
@@ -59,19 +51,11 @@ class EnergyDistance(Penalty):
     all, some stay (24×24 Gaussian: 2 to 8 % of the start is left; 128×128: 0.05 %), and sliced transport moves them.
     """
 
-    target: Target
-
     def __post_init__(self) -> None:
         check_phases("energy_distance", self.target)
 
     def loss(self, spectrum: Spectrum) -> Tensor:
         return energy_distance(*compared(spectrum, self.target))
-
-    def goal(self, count: int) -> Spectrum:
-        return line(*self.target.quantiles(count))
-
-    def outline(self) -> Outline:
-        return self.target.outline()
 
     @classmethod
     def example(cls) -> Self:
@@ -79,14 +63,13 @@ class EnergyDistance(Penalty):
 
 
 @dataclass(frozen=True)
-class Sinkhorn(Penalty):
+class Sinkhorn(TargetPenalty):
     """The debiased entropic transport cost for half the squared distance, at a blur in the unit of |λ|; O(n²).
 
     Half the squared 2-Wasserstein distance for blur → 0. Takes 4096 values at most, computed in float64, and raises
     `ValueError` for more: `sliced_wasserstein` and `energy_distance` have no such bound.
     """
 
-    target: Target
     blur: float = 0.1
 
     def __post_init__(self) -> None:
@@ -106,12 +89,6 @@ class Sinkhorn(Penalty):
             return 0 * values.sum()
         cost = sinkhorn(values[kept].double(), weights[kept].double(), points.double(), self.blur)
         return cost.to(values.dtype)
-
-    def goal(self, count: int) -> Spectrum:
-        return line(*self.target.quantiles(count))
-
-    def outline(self) -> Outline:
-        return self.target.outline()
 
     @classmethod
     def example(cls) -> Self:
