@@ -54,7 +54,7 @@ def database_file(storage_url: str | None, folder: Path) -> Path:
         raise StudyError("the storage is no URL: write it as sqlite:///folder/study.db") from None
     if url.get_backend_name() != "sqlite":
         raise StudyError(f"{without_secrets(url)}: studies are kept in SQLite, as in sqlite:///folder/study.db")
-    if not url.database or url.database == ":memory:" or url.query:
+    if not url.database or url.database == ":memory:" or url.query or url.host or url.username or url.password:
         raise StudyError(
             f"{without_secrets(url)}: the URL has to name a file and nothing else: sqlite:///folder/study.db"
         )

@@ -433,6 +433,8 @@ def test_hostile_names_are_refused(tmp_path, name):
         "postgresql://me:hunter2@host/db?password=hunter2",
         "mysql+odd://hunter2:hunter2@host/db",
         "sqlite:///x.db?key=hunter2",
+        "sqlite://me:hunter2@host/x.db",
+        "sqlite://hunter2@/x.db",
         "sqlite://me:hunter2@host/:memory:",
         "hunter2 ://@",
         "postgresql://me:hunter2@host:notaport/db",
