@@ -49,7 +49,7 @@ class Applied(NamedTuple):
 class Mamba2(Mixer):
     """h_t = e^{−e^a Δ_t} h_{t−1} + Δ_t B_t x_tᵀ,  core_t = C_tᵀ h_t + D ∘ x_t with Δ_t = softplus(w·u_t + b), per head.
 
-    B and C are shared by the heads. A gate comes with an RMS norm, as published. Dao & Gu 2024, arXiv 2405.21060.
+    B and C are shared by the heads; an RMS norm follows, and the gate if there is one. Dao & Gu 2024, arXiv 2405.21060.
     Given a target, `init` sets a = 0 and b so that the spectrum is the target's, and starts w at 0: selectivity is
     learnt from there. Without one, e^a is uniform on [1, 16] and Δ log-uniform on [0.001, 0.1], as published.
     """
@@ -79,7 +79,7 @@ class Mamba2(Mixer):
         self.step_bias = nn.Parameter(inverse_softplus(step))
         self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())  # a
         self.skip = nn.Parameter(torch.ones(heads))
-        self.norm = nn.RMSNorm(self.width, eps=1e-5) if gate else None
+        self.norm = nn.RMSNorm(self.width, eps=1e-5)
         if init is not None:
             self.initialise(init)
 
@@ -127,8 +127,7 @@ class Mamba2(Mixer):
         )
 
     def gated(self, core: Tensor, u: Tensor) -> Tensor:
-        core = super().gated(core, u)
-        return core if self.norm is None else self.norm(core)
+        return self.norm(super().gated(core, u))  # type: ignore[no-any-return]
 
     def core_macs(self, length: int) -> int:
         return 2 * length * self.d_state * self.width

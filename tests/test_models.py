@@ -376,7 +376,9 @@ def test_mamba2_is_its_loop(invariant: bool) -> None:
             written = step[:, t, :, None, None] * b[:, t, None, :, None] * x[:, t, :, None, :]
             state = (-rate[:, t]).exp()[..., None, None] * state + written
             outputs.append(torch.einsum("bn,bhnp->bhp", c[:, t], state) + mixer.skip.unsqueeze(-1) * x[:, t])
-        return torch.stack(outputs, 1).flatten(2) @ mixer.output.weight.mT + mixer.output.bias
+        core = torch.stack(outputs, 1).flatten(2)
+        core = core * (core.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * mixer.norm.weight
+        return core @ mixer.output.weight.mT + mixer.output.bias
 
     assert_same(lambda: mixer(u)[0], loop, inputs)
 

@@ -36,12 +36,14 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_of(model: str, rate: float, seed: int, steps: int, warmup: int) -> Run:
+def run_of(model: str, rate: float, spectral: float, seed: int, steps: int, warmup: int) -> Run:
     """The configuration of one run."""
     return Run(
         model={"name": model.split(",")[0], **SHARED, **MODELS[model]},
         task=dict(TASK),
-        optimiser=Optimiser(learning_rate=rate, weight_decay=0.1, warmup_share=warmup / steps),
+        optimiser=Optimiser(
+            rate, spectral_learning_rate=spectral * rate, weight_decay=0.1, warmup_share=warmup / steps
+        ),
         budget=Budget(steps=steps, batch_size=64, evaluate_every=100, evaluation_batch_size=64, checkpoint_every=steps),
         seed=seed,
         data_seed=seed,
@@ -94,16 +96,18 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--rates", type=float, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--spectral", type=float, default=1.0, help="rate of spectral parameters over the others'")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=math.inf, help="when a run is given up")
     arguments = parser.parse_args()
-    warm_up(run_of(arguments.model, arguments.rates[0], 0, arguments.steps, arguments.warmup))
+    given = (arguments.steps, arguments.warmup)
+    warm_up(run_of(arguments.model, arguments.rates[0], arguments.spectral, 0, *given))
     for rate in arguments.rates:
         for seed in arguments.seeds:
-            run = run_of(arguments.model, rate, seed, arguments.steps, arguments.warmup)
+            run = run_of(arguments.model, rate, arguments.spectral, seed, *given)
             found = solve(run, arguments.seconds)
-            about = {"model": arguments.model, "rate": rate, "seed": seed, "steps": arguments.steps}
+            about = {"model": arguments.model, "rate": rate, "spectral": arguments.spectral, "seed": seed}
             versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
             print(json.dumps(about | found | {"gpu": torch.cuda.get_device_name()} | versions), flush=True)
 
