@@ -2,12 +2,13 @@
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
-from typing import Self
+from typing import ClassVar, Self
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, MissingDataError, data_directory
 from specreg.tasks.streams import stratified_order
-from specreg.tasks.task import Batch, Split, Task
+from specreg.tasks.task import Batch, SpectralNeed, Split, Task
 
 __all__ = ["CIFAR10Gray"]
 
@@ -78,6 +79,9 @@ class CIFAR10Gray(Task):
     DataFormatError (a ValueError) when images are first asked for.
     """
 
+    probes: ClassVar[str] = "long memory of a real signal"
+    source: ClassVar[str] = "Krizhevsky 2009; Tay et al. 2020, arXiv:2011.04006"
+
     length: int = _SIDE * _SIDE
     """Sequence length T: 1024, or 256, 64, 16 for images averaged to 16×16, 8×8, 4×4."""
     data: Path | None = None
@@ -126,6 +130,22 @@ class CIFAR10Gray(Task):
     def chance(self) -> float:
         """One tenth: the reader accepts no file where the classes are not equally many."""
         return 0.1
+
+    @property
+    def need(self) -> SpectralNeed:
+        """Rows lie one side apart, the first pixel `length` from the last."""
+        return SpectralNeed(memory=self.length, periods=(round(self.length**0.5),))
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """The image, row by row."""
+        side = round(self.length**0.5)
+        return side, side
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny" and the Long Range Arena's Image task."""
+        return {"tiny": cls.tiny(), "lra-image": cls()}
 
     def size(self, split: Split) -> int:
         """Return the number of images in a split."""

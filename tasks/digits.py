@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from specreg.tasks.streams import stratified_order
-from specreg.tasks.task import Batch, Split, Task
+from specreg.tasks.task import Batch, SpectralNeed, Split, Task
 
 __all__ = ["Digits"]
 
@@ -41,6 +41,9 @@ class Digits(Task):
     Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi:10.24432/C50P49, the test part,
     as shipped with scikit-learn (Pedregosa et al. 2011, arXiv:1201.0490).
     """
+
+    probes: ClassVar[str] = "memory of a short real signal"
+    source: ClassVar[str] = "Alpaydin, Kaynak 1998, doi:10.24432/C50P49"
 
     @classmethod
     def tiny(cls) -> Self:
@@ -78,6 +81,16 @@ class Digits(Task):
         images = _images()
         labels = images.labels[images.members["test"]]
         return float(np.bincount(labels).max() / labels.size)
+
+    @property
+    def need(self) -> SpectralNeed:
+        """Rows lie 8 steps apart, the first pixel 63 from the last."""
+        return SpectralNeed(memory=64, periods=(8,))
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Eight rows of eight pixels."""
+        return 8, 8
 
     def size(self, split: Split) -> int:
         """Return the number of images in a split."""

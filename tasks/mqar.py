@@ -1,14 +1,16 @@
 """Multi-query associative recall: many keys met once, asked for again at power-law distances."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from specreg.tasks.streams import below, distinct, inverse_power_law, stream_keys, weighted_distinct, words
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, Split
+from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
 
 __all__ = ["MQAR"]
 
@@ -34,6 +36,9 @@ class MQAR(GeneratedTask):
 
     Raises ValueError for settings that no sequence fits: length is even, 4·pairs ≤ length < vocab_size, 0 < power ≤ 1.
     """
+
+    probes: ClassVar[str] = "recall of many pairs"
+    source: ClassVar[str] = "Arora et al. 2023, arXiv:2312.04927"
 
     length: int = 64
     """Sequence length T, even."""
@@ -95,6 +100,33 @@ class MQAR(GeneratedTask):
     def slots(self) -> int:
         """The number of two-token slots after the context, (T − 2K)/2."""
         return self.length // 2 - self.pairs
+
+    @property
+    def need(self) -> SpectralNeed:
+        """A pair is kept until its question, at most to the end."""
+        return SpectralNeed(memory=self.length)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny", the four sizes of the paper with fillers 0, and that of Rickenbach et al. 2025, "tli"."""
+        sizes = ((64, 4), (128, 8), (256, 16), (512, 64))
+        published = {
+            f"zoology-{length}-{pairs}": cls(
+                length=length, pairs=pairs, random_non_queries=False, train_examples=100_000, test_examples=3000
+            )
+            for length, pairs in sizes
+        }
+        return {"tiny": cls.tiny(), **published, "tli": cls(length=512, pairs=64)}
+
+    def slices(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the lag of each question: steps from the pair's value to where its key is asked."""
+        keys = batch.inputs[:, 0 : 2 * self.pairs : 2]
+        steps = torch.arange(self.length)
+        lag = torch.full_like(batch.targets, -1)
+        rows, places = batch.scored.nonzero(as_tuple=True)
+        pair = (keys[rows] == batch.inputs[rows, places, None]).long().argmax(1)
+        lag[rows, places] = steps[places] - (2 * pair + 1)
+        return {"lag": lag}
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""

@@ -1,14 +1,15 @@
 """Selective copying: repeat the data tokens, forget the blanks between them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from specreg.tasks.streams import below, distinct, stream_keys, words
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, Split
+from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
 
 __all__ = ["SelectiveCopying"]
 
@@ -32,6 +33,9 @@ class SelectiveCopying(GeneratedTask):
 
     Raises ValueError for blanks < 0, tokens < 1, alphabet < 4 or an empty split.
     """
+
+    probes: ClassVar[str] = "selection of what to keep"
+    source: ClassVar[str] = "Gu, Dao 2023, arXiv:2312.00752"
 
     blanks: int = 100
     """Blank steps L among the data tokens."""
@@ -83,6 +87,20 @@ class SelectiveCopying(GeneratedTask):
     def chance(self) -> float:
         """One over the number of data tokens, 1/(A − 2)."""
         return 1.0 / (self.alphabet - 2)
+
+    @property
+    def need(self) -> SpectralNeed:
+        """Everything is kept until the markers; lags differ from example to example."""
+        return SpectralNeed(memory=self.max_length)
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny", the S4 repository's defaults and the Mamba paper's setting."""
+        return {"tiny": cls.tiny(), "s4": cls(), "mamba": cls(blanks=4096 - 32, tokens=16, alphabet=16)}
+
+    def token_name(self, token: int) -> str:
+        """Return "·" for the blank, "?" for the marker, else the number."""
+        return {0: "·", self.alphabet - 1: "?"}.get(token, str(token))
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""

@@ -5,10 +5,10 @@ a run that resumes, a worker that starts late and a test that looks at one examp
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from specreg.tasks.streams import permutation
 
-__all__ = ["UNSCORED", "Batch", "GeneratedTask", "Split", "Task"]
+__all__ = ["UNSCORED", "Batch", "GeneratedTask", "RegressionTask", "SpectralNeed", "Split", "Task"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -33,11 +33,12 @@ class Batch:
     """Examples and their answers."""
 
     inputs: Tensor
-    """(B, T) int64 tokens, or (B, T, C) float32 values."""
+    """(B, T) int64 tokens, or (B, T, C) float32 values; (B, 2, T) tokens where a task compares two sequences."""
     targets: Tensor
-    """(B,) int64, one label a sequence; or (B, T) int64, one a position, UNSCORED where nothing is scored."""
+    """(B,) int64, one label a sequence; or (B, T) int64, one a position, UNSCORED where nothing is scored; for real
+    answers (B, C) or (B, T, C) float32, NaN where nothing is scored."""
     mask: Tensor | None = None
-    """(B, T) bool, True on real steps (padding stands on the right); None: every step is real."""
+    """(B, T) bool, (B, 2, T) for two sequences, True on real steps (padding stands on the right); None: all are."""
 
     def __len__(self) -> int:
         """Return the number of examples B."""
@@ -46,12 +47,33 @@ class Batch:
     @property
     def scored(self) -> Tensor:
         """Where an answer is scored, bool in the shape of `targets`."""
-        return self.targets != UNSCORED
+        return ~self.targets.isnan() if self.targets.is_floating_point() else self.targets != UNSCORED
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real steps of each sequence, (B,) int64, (B, 2) for two sequences."""
+        if self.mask is not None:
+            return self.mask.sum(dim=-1)
+        return torch.full(self.inputs.shape[:1], self.inputs.shape[1], device=self.inputs.device)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on another device."""
         mask = None if self.mask is None else self.mask.to(device)
         return Batch(self.inputs.to(device), self.targets.to(device), mask)
+
+
+@dataclass(frozen=True)
+class SpectralNeed:
+    """What is known of the spectrum that a task asks for, to choose a target by; empty where nothing is known."""
+
+    memory: int | None = None
+    """Steps over which something has to be kept: timescales up to here."""
+    lags: tuple[int, ...] = ()
+    """Exact delays between an input and where it is answered."""
+    periods: tuple[int, ...] = ()
+    """Periods p of the states to be tracked: eigenvalues of modulus 1 with the phases 2πk/p."""
+    note: str = ""
+    """What else is known, in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +83,11 @@ class Task(ABC):
     A member is a frozen dataclass in a module of its own whose fields are the settings; it says what its examples look
     like and defines `size` and `draw`. `specreg.testing.tasks.TaskConformance` is the test that it must pass.
     """
+
+    probes: ClassVar[str]
+    """What the task probes, in a few words."""
+    source: ClassVar[str]
+    """Who published it: authors, year, arXiv or DOI."""
 
     seed: int = 0
     """The data seed: which examples are drawn, or in which order a fixed training set is walked."""
@@ -100,6 +127,16 @@ class Task(ABC):
     def chance(self) -> float:
         """The score of the best answer that does not look at the input: a constant class, the commonest."""
 
+    @property
+    def need(self) -> SpectralNeed:
+        """What is known of the spectrum that these settings ask for."""
+        return SpectralNeed()
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of the image that a sequence of values is read from; None: it is no image."""
+        return None
+
     @abstractmethod
     def size(self, split: Split) -> int | None:
         """Return the number of examples in a split; None for an endless stream, which only training may be."""
@@ -114,9 +151,33 @@ class Task(ABC):
         """Return a small preset that tests and smoke runs finish in seconds."""
 
     @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return the named settings: "tiny", and those that were published, under their names."""
+        return {"tiny": cls.tiny()}
+
+    @classmethod
     def example(cls) -> Self:
         """Return the instance that conformance tests find a member by: `tiny`."""
         return cls.tiny()
+
+    def extrapolations(self) -> Mapping[str, Self]:
+        """Return the same task at other sizes that a model trained on this one is also scored on, by name."""
+        return {}
+
+    def slices(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return what scores are broken down by, such as "lag" or "length": int64 in the shape of the targets.
+
+        The accuracy of each value is then part of the score; −1 belongs to no slice.
+        """
+        return {}
+
+    def token_name(self, token: int) -> str:
+        """Return how an input token is shown."""
+        return str(token)
+
+    def class_name(self, label: int) -> str:
+        """Return how an answer is shown."""
+        return self.token_name(label) if self.num_classes == self.vocab_size else str(label)
 
     def batch(self, split: Split, indices: ArrayLike) -> Batch:
         """Return the examples at the given indices of a split, in the order given; the same bytes on every call.
@@ -231,6 +292,42 @@ class GeneratedTask(Task):
         """Return the number of examples in a split; None where training is endless."""
         sizes = {"train": self.train_examples, "validation": self.validation_examples, "test": self.test_examples}
         return sizes[split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionTask(GeneratedTask):
+    """A task whose answers are real numbers, `num_classes` of them; targets are float32, NaN where nothing is scored.
+
+    Float values may differ between processors in the last digits; everything else about a batch is the same.
+    """
+
+    tolerance: float = 0.05
+    """The largest error that counts as right."""
+
+    def __post_init__(self) -> None:
+        """Check the tolerance."""
+        super().__post_init__()
+        if not 0 < self.tolerance < float("inf"):
+            raise ValueError(f"tolerance is {self.tolerance}; give a positive number")
+
+    def score(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the share of each example's scored answers that are within `tolerance`, (B,) float32."""
+        self._check_logits(logits, batch)
+        right = (logits.detach() - batch.targets).abs() <= self.tolerance
+        return right.flatten(1).sum(dim=1) / batch.scored.flatten(1).sum(dim=1)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean squared error over the batch's scored answers, computed in float32 at least."""
+        self._check_logits(logits, batch)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        scored = batch.scored
+        return functional.mse_loss(logits[scored], batch.targets[scored].to(logits.dtype))
+
+    def _check_logits(self, logits: Tensor, batch: Batch) -> None:
+        if logits.shape != batch.targets.shape:
+            expected = tuple(batch.targets.shape)
+            raise ValueError(f"answers have shape {tuple(logits.shape)}; this task's batch asks for {expected}")
 
 
 def _check_split(split: str) -> None:
