@@ -98,12 +98,20 @@ def influence_profile(system: LinearSystem, lags: Sequence[int] | None = None) -
     chosen = log_spaced_lags(length) if lags is None else list(lags)
     if not chosen or chosen[0] < 0 or any(low >= high for low, high in pairwise(chosen)):
         raise ValueError(f"lags increase, from 0 or later, as log_spaced_lags({length}) do, got {chosen}")
-    means = []
-    for lag, influence in zip(chosen, system.influence(chosen), strict=True):
-        readers = _readers(system, influence)[:, lag:].expand(*influence.shape[:1], length - lag, *influence.shape[2:])
-        means.append(torch.where(readers, influence, 0.0).sum((0, 1)) / readers.sum((0, 1)).clamp_min(1))
-    profile = torch.stack(means)
+    profile = _means(system, chosen, system.influence(chosen))
     return InfluenceProfile(torch.tensor(chosen, device=profile.device), profile)
+
+
+def relative_influence(system: LinearSystem, lags: Sequence[int]) -> Tensor:
+    """Ī(τ) at lags that increase, up to a factor for each head that keeps it in the number range: ``(k, H)``.
+
+    For shares among lags, which no number need hold the influence itself for: a transition of 1e30 has 1e90 after three
+    steps. The factor is without gradient.
+    """
+    parts = system.influence_logs(list(lags))
+    most = torch.stack([_log_influence(size, log).amax((0, 1)) for size, log in parts]).amax(0)  # (H,)
+    most = torch.where(most == -torch.inf, 0.0, most)
+    return _means(system, list(lags), [_shifted(size, log, most) for size, log in parts])
 
 
 def window_eigenvalues(system: LinearSystem, width: int, stride: int = 1) -> Spectrum:
@@ -134,7 +142,7 @@ def lag_averaged_memory(system: LinearSystem, lags: Sequence[int] | None = None)
     length = system.length
     chosen = _checked(lags, length)
     cells = [_cell(chosen, index, length) for index in range(len(chosen))]
-    means = influence_profile(system, chosen).influence
+    means = relative_influence(system, chosen)
     sizes, ages = (
         torch.tensor(values, dtype=means.dtype, device=means.device).unsqueeze(-1)
         for values in ([high - low for low, high in cells], [(low + high) / 2 for low, high in cells])
@@ -160,7 +168,7 @@ class _Reading:
 def _reading(system: LinearSystem, lags: Sequence[int] | None) -> _Reading:
     length = system.length
     chosen = _checked(lags, length)
-    influences = system.influence(chosen)
+    influences = _up_to_readers(system, chosen)
     time = torch.arange(length, dtype=influences[0].dtype, device=influences[0].device).view(1, -1, 1)
     total, parts, ages = torch.zeros_like(time), [], []
     for index, (lag, influence) in enumerate(zip(chosen, influences, strict=True)):
@@ -173,6 +181,41 @@ def _reading(system: LinearSystem, lags: Sequence[int] | None) -> _Reading:
     counted = (total > 0) & (time > 0) & _readers(system, total)
     edges = [_cell(chosen, index, length)[0] for index in range(len(chosen))] + [length - 0.5]
     return _Reading(edges, parts, ages, total, counted)
+
+
+def _up_to_readers(system: LinearSystem, lags: Sequence[int]) -> list[Tensor]:
+    """The influence at each lag, ``(B, T − lag, H)``, up to a factor for each reader that keeps it in the range."""
+    found = []
+    for lag, parts in zip(lags, system.influence_logs(lags), strict=True):
+        size, log = torch.broadcast_tensors(*parts)
+        shape = (size.shape[0], system.length - lag, size.shape[2])
+        found.append((size.expand(shape), log.expand(shape)))
+    logs = [
+        F.pad(_log_influence(*each), (0, 0, lag, 0), value=-torch.inf) for lag, each in zip(lags, found, strict=True)
+    ]
+    most = torch.stack(torch.broadcast_tensors(*logs)).amax(0)
+    most = torch.where(most == -torch.inf, 0.0, most)
+    return [_shifted(size, log, most[:, lag:]) for lag, (size, log) in zip(lags, found, strict=True)]
+
+
+def _log_influence(size: Tensor, log: Tensor) -> Tensor:
+    """−inf where there is none; without gradient."""
+    return torch.where(size == 0, -torch.inf, size.detach().log() + log.detach())
+
+
+def _shifted(size: Tensor, log: Tensor, most: Tensor) -> Tensor:
+    """size · exp(log − most); nothing stays nothing, though its log may be beyond the range of `exp`."""
+    return size * torch.where(size == 0, 0.0, log - most).exp()
+
+
+def _means(system: LinearSystem, lags: Sequence[int], influences: Sequence[Tensor]) -> Tensor:
+    """The mean over the readers t ≥ lag that count, for each lag: ``(k, H)``."""
+    means = []
+    for lag, influence in zip(lags, influences, strict=True):
+        shape = (*influence.shape[:1], system.length - lag, *influence.shape[2:])
+        readers = _readers(system, influence)[:, lag:].expand(shape)
+        means.append(torch.where(readers, influence, 0.0).sum((0, 1)) / readers.sum((0, 1)).clamp_min(1))
+    return torch.stack(means)
 
 
 def _age_distribution(system: LinearSystem, lags: Sequence[int] | None) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,7 @@ class SchurStable(nn.Module):
     What would come nearer to it than rounded entries allow stays at S(A) ‖A‖_F/radius = √n/(32 eps): up to n = 1024 no
     rounding leads out of the region from there. `right_inverse` takes twice that, so that all that `forward` gives can
     be assigned, and raises `ValueError` beyond. Works in float64; ten to twenty times the cost of S, which takes three
-    products of matrices for each doubling of its terms. As written it has first derivatives only.
+    products of matrices for each doubling of its terms. First and second derivatives are exact; third ones are not.
     """
 
     def __init__(self, radius: float = 1.0) -> None:
@@ -253,7 +253,7 @@ def _room(like: Tensor) -> float:
 
 
 def _length(direction: Tensor, size: Tensor, room: float) -> Tensor:
-    """The q with S(q X̂) = size², or S(q X̂) q = `room` if that is less, for ‖X̂‖_F = 1; differentiable in both."""
+    """The q with S(q X̂) = size², or S(q X̂) q = `room` if that is less, for ‖X̂‖_F = 1; twice differentiable in both."""
     with torch.no_grad():
         aim = size.square()
 
@@ -267,14 +267,18 @@ def _length(direction: Tensor, size: Tensor, room: float) -> Tensor:
         # S may grow as 1/(1 − q²), so that a root is as near as S is great
         log_square = _root(excess, low, high, 1e-7 / (1 + aim))
         q = (0.5 * log_square).exp()
-        total = energy(q[..., None, None] * direction)
         bound = aim * q > room
     with torch.enable_grad():  # the slope of log S in log q, at least 2
         factor = torch.ones_like(q).requires_grad_()
         along = energy((factor * q)[..., None, None] * direction.detach()).log()
         (slope,) = torch.autograd.grad(along.sum(), factor)
-    off = energy(q[..., None, None] * direction).log() - torch.where(bound, total.log(), 2 * size.log())
-    return q * (-off / slope).exp()  # a Newton step, which also carries the gradient
+    slope = torch.where(bound, slope + 1, slope)
+    # Newton steps at a fixed slope: at the root each makes one more order of derivatives exact
+    for _ in range(2):
+        reached = energy(q[..., None, None] * direction).log()
+        off = torch.where(bound, reached + q.log() - math.log(room), reached - 2 * size.log())
+        q = q * (-off / slope).exp()
+    return q
 
 
 def _between(value: Tensor, aim: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class LinearSystem(ABC):
         Frobenius norm; reader t = lag, lag+1, …. No change of gauge alters it. Lag 0 leaves the feedthrough out.
         """
 
+    def influence_logs(self, lags: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """`influence` as size and log of a factor, for a product that no number holds: I = size · exp(log)."""
+        return [(influence, torch.zeros_like(influence.detach())) for influence in self.influence(lags)]
+
     @abstractmethod
     def regauged(self, log_gauge: Tensor, before: Tensor | None = None) -> Self:  # (B, T, H), (B, H)
         """The same input–output map with the state e^{log_gauge_t} h_t; `before` is the gauge of the initial state."""
@@ -105,7 +109,7 @@ class System(LinearSystem):
             state = state + _raise(write, gain - scale)
             if drift is not None:
                 state = state + _raise(drift, -scale)
-            cores.append(_raise(_real(readouts[t] @ state), scale if read_gain is None else read_gain + scale))
+            cores.append(_raise(_real(_times(readouts[t], state)), scale if read_gain is None else read_gain + scale))
             log_scale = scale
         core = torch.stack(cores, 1)
         if self.feedthrough is not None:
@@ -116,6 +120,9 @@ class System(LinearSystem):
         return replace(self, values=values, initial=initial).unroll()
 
     def influence(self, lags: Sequence[int]) -> list[Tensor]:
+        return [size * log.exp() for size, log in self.influence_logs(lags)]
+
+    def influence_logs(self, lags: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         for lag in lags:
             _check_lag(lag, self.length)
         operator, varies = self.operator, self.operator.shape[1] > 1
@@ -150,7 +157,7 @@ class System(LinearSystem):
         state = torch.zeros(batch, heads, self.inputs.shape[-2], width, dtype=dtype, device=self.values.device)
         return state, log_scale + _lowest(log_scale)
 
-    def _influence(self, lag: int) -> Tensor:
+    def _influence(self, lag: int) -> tuple[Tensor, Tensor]:
         """By the power of a transition that does not vary."""
         sources, readers = slice(None, self.length - lag), slice(lag, None)
         inputs, readouts = _part(self.inputs, sources), _part(self.readouts, readers)
@@ -159,13 +166,13 @@ class System(LinearSystem):
             product = self.operator.window(lag)
             log_product = _magnitude(product)
             inputs, log_size = product.scaled(-log_product).mm(inputs), log_product
-        kernel = _real(readouts @ inputs.to(torch.promote_types(readouts.dtype, inputs.dtype)))
+        kernel = _real(_times(readouts, inputs))
         return self._with_gains(torch.linalg.vector_norm(kernel.flatten(-2), dim=-1), log_size, lag)
 
-    def _with_gains(self, size: Tensor, log_size: Tensor, lag: int) -> Tensor:
+    def _with_gains(self, size: Tensor, log_size: Tensor, lag: int) -> tuple[Tensor, Tensor]:
         for gain, part in ((self.log_gain, slice(None, self.length - lag)), (self.log_readout_gain, slice(lag, None))):
             log_size = log_size if gain is None else log_size + gain[:, part]
-        return size * log_size.exp()
+        return size, log_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +262,12 @@ def _magnitude(operator: StructuredOperator) -> Tensor:
     """The log magnitude to split off, 0 where the operator itself is 0: −inf can be neither taken out nor put back."""
     log_scale = operator.log_scale()
     return torch.where(log_scale == -torch.inf, 0.0, log_scale)
+
+
+def _times(first: Tensor, second: Tensor) -> Tensor:
+    """A product of which one may be real and the other complex."""
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype) @ second.to(dtype)
 
 
 def _check_lag(lag: int, length: int) -> None:

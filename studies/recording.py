@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from specreg.estimators import Exact
-from specreg.invariants import effective_memory, half_life, influence_profile
+from specreg.invariants import effective_memory, half_life, influence_profile, log_spaced_lags
 from specreg.models.backbone import Backbone
+from specreg.operators import StructuredOperator
 from specreg.spectrum import Spectrum
 from specreg.system import LinearSystem
 from specreg.targets import Target
@@ -48,6 +49,51 @@ class Layer:
     memory: Memory | None  # None: written by an earlier version
 
 
+@dataclass(frozen=True, eq=False)
+class Known(Spectrum):
+    """A layer's eigenvalues, and how they are known."""
+
+    certificate: str = DENSE_SOLVE
+
+
+@dataclass(frozen=True, eq=False)
+class Read(LinearSystem):
+    """A system whose influence at some lags is known, for the figures that are all made of it."""
+
+    system: LinearSystem
+    mask: Tensor | None
+    known: Mapping[int, tuple[Tensor, Tensor]]  # by lag, size and log of a factor
+
+    @classmethod
+    def of(cls, system: LinearSystem) -> Read:
+        """At the lags that `specreg.invariants` takes where none are given."""
+        lags = log_spaced_lags(system.length)
+        return cls(system, system.mask, dict(zip(lags, system.influence_logs(lags), strict=True)))
+
+    @property
+    def transition(self) -> StructuredOperator:
+        return self.system.transition
+
+    @property
+    def length(self) -> int:
+        return self.system.length
+
+    def unroll(self) -> Tensor:
+        return self.system.unroll()
+
+    def respond(self, values: Tensor, initial: Tensor | None = None) -> Tensor:
+        return self.system.respond(values, initial)
+
+    def influence(self, lags: Sequence[int]) -> list[Tensor]:
+        return [size * log.exp() for size, log in self.influence_logs(lags)]
+
+    def influence_logs(self, lags: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        return [self.known[lag] for lag in lags]
+
+    def regauged(self, log_gauge: Tensor, before: Tensor | None = None) -> Read:
+        return replace(self, system=self.system.regauged(log_gauge, before))
+
+
 @torch.no_grad()
 def systems_of(model: Backbone, batch: Batch) -> dict[str, LinearSystem]:
     """What each layer applies to a batch, in evaluation mode: no dropout, so that start and end are comparable."""
@@ -60,22 +106,29 @@ def systems_of(model: Backbone, batch: Batch) -> dict[str, LinearSystem]:
 
 
 def spectra_of(systems: Mapping[str, LinearSystem]) -> dict[str, Spectrum]:
-    """Every layer's eigenvalues."""
-    return {name: Exact()(system).detach() for name, system in systems.items()}
+    """Every layer's eigenvalues, κ and certificate."""
+    return {name: known(system) for name, system in systems.items()}
+
+
+def known(system: LinearSystem) -> Known:
+    """The eigenvalues of one layer: the parameters' own where the transition is normal by its structure."""
+    certificate = CLOSED_FORM if system.transition.normal else DENSE_SOLVE
+    return Known(**vars(Exact()(system).detach()), certificate=certificate)
 
 
 @torch.no_grad()
 def memories_of(model: Backbone, batch: Batch) -> dict[str, Memory]:
     """What every layer reads of its past, from a few of a batch's examples."""
-    few = max(1, MEMORY_STEPS // batch.inputs.shape[1])
+    few = max(1, MEMORY_STEPS // int(batch.lengths.max()))
     part = Batch(batch.inputs[:few], batch.targets[:few], None if batch.mask is None else batch.mask[:few])
     return {name: memory_of(system) for name, system in systems_of(model, part).items()}
 
 
 def memory_of(system: LinearSystem) -> Memory:
-    """Influence by lag, half-life and effective memory of each head."""
-    profile = influence_profile(system)
-    return Memory(profile.lags, profile.influence, half_life(system), effective_memory(system))
+    """Influence by lag, half-life and effective memory of each head, from one pass over the system."""
+    read = Read.of(system)
+    profile = influence_profile(read)
+    return Memory(profile.lags, profile.influence, half_life(read), effective_memory(read))
 
 
 def mean_memory(memories: Mapping[str, Memory]) -> float:
@@ -89,14 +142,21 @@ def encode(spectra: Mapping[str, Spectrum], memories: Mapping[str, Memory], step
     for name, spectrum in spectra.items():
         log_modulus, phase = counted_values(spectrum)
         found: dict[str, Tensor] = {"log_modulus": log_modulus, "phase": phase}
-        if spectrum.condition is not None:
+        if spectrum.condition is not None and certificate(spectrum) != CLOSED_FORM:
             found["condition"] = taken(spectrum.condition.expand_as(spectrum.log_modulus), counted_places(spectrum))
         if name in memories:
             found |= vars(memories[name])
         tensors |= {f"{name}.{field}": tensor.float().cpu().contiguous() for field, tensor in found.items()}
-    certificates = {name: CLOSED_FORM if s.condition is None else DENSE_SOLVE for name, s in spectra.items()}
+    certificates = {name: certificate(spectrum) for name, spectrum in spectra.items()}
     layers = {"layers": json.dumps(list(spectra)), "certificates": json.dumps(certificates)}
     return save(tensors, {"step": str(step), "gauge": GAUGE, **layers})
+
+
+def certificate(spectrum: Spectrum) -> str:
+    """How eigenvalues are known: as a `Known` spectrum says, else by a solve if κ is given."""
+    if isinstance(spectrum, Known):
+        return spectrum.certificate
+    return CLOSED_FORM if spectrum.condition is None else DENSE_SOLVE
 
 
 def counted_values(spectrum: Spectrum) -> tuple[Tensor, Tensor]:

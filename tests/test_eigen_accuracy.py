@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import matrix_balance
+from scipy.linalg import matrix_balance, toeplitz
 
 from specreg.eigen.dense import condition_numbers, eigenvalues
 from specreg.eigen.extremal import spectral_abscissa
@@ -183,6 +185,182 @@ def test_every_eigenvalue_that_stands_alone(name: str) -> None:
             assert error <= 10 * condition * EPS, (index, every[index], condition, error / (condition * EPS))
             checked += 1
     assert checked >= (2 if name.startswith(("companion", "twins", "two")) else 4)
+
+
+# Matrices of everyday kinds, by size and generator. Seeds are such that one step from plain residuals would not do.
+FAMILIES: dict[str, Callable[[int, np.random.Generator], Array]] = {
+    "normal": lambda n, rng: rng.standard_normal((n, n)),
+    "complex": lambda n, rng: rng.standard_normal((n, n)) + 1j * rng.standard_normal((n, n)),
+    "triangular": lambda n, rng: np.triu(rng.standard_normal((n, n))),
+    "hidden-triangular": lambda n, rng: turned(np.triu(rng.standard_normal((n, n))), rng),
+    "low-rank": lambda n, rng: low_rank_and_noise(n, rng),
+    "companion": lambda n, rng: np.diag(np.ones(n - 1), -1) - np.outer(np.eye(n)[0], rng.standard_normal(n)),
+    "toeplitz": lambda n, rng: toeplitz(rng.standard_normal(n), rng.standard_normal(n)),
+    "badly-scaled": lambda n, rng: badly_scaled(rng.standard_normal((n, n)), rng),
+    "product": lambda n, rng: np.linalg.multi_dot(list(rng.standard_normal((4, n, n)))),
+    "near-orthogonal": lambda n, rng: np.linalg.qr(rng.standard_normal((n, n)))[0] + 1e-3 * rng.standard_normal((n, n)),
+    "near-symmetric": lambda n, rng: near_symmetric(rng.standard_normal((n, n)), rng),
+    "ill-conditioned-basis": lambda n, rng: similar(n, 10 ** rng.uniform(1, 6), int(rng.integers(1000))),
+}
+# each size with its seeds
+SAMPLES = {8: range(60), 16: range(20), 32: range(2)} if FULL else {8: range(6), 16: range(2)}
+
+
+def turned(matrix: Array, rng: np.random.Generator) -> Array:
+    basis = np.linalg.qr(rng.standard_normal(matrix.shape))[0]
+    return basis @ matrix @ basis.T
+
+
+def low_rank_and_noise(n: int, rng: np.random.Generator) -> Array:
+    rank = max(1, n // 4)
+    low_rank = rng.standard_normal((n, rank)) @ rng.standard_normal((rank, n))
+    return low_rank + 10 ** rng.uniform(-6, -1) * rng.standard_normal((n, n))
+
+
+def badly_scaled(matrix: Array, rng: np.random.Generator) -> Array:
+    scale = 10.0 ** rng.uniform(-4, 4, len(matrix))
+    return scale[:, None] * matrix / scale
+
+
+def near_symmetric(matrix: Array, rng: np.random.Generator) -> Array:
+    return matrix + matrix.T + 1e-6 * rng.standard_normal(matrix.shape)
+
+
+class Fixed:
+    """Complex matrices of fixed-point numbers with 240 binary places, as pairs of arrays of Python integers."""
+
+    PLACES = 240
+
+    def __init__(self, real: Array, imag: Array) -> None:
+        self.real, self.imag = real, imag
+
+    @staticmethod
+    def of(matrix: Array) -> Fixed:
+        convert = np.frompyfunc(lambda x: int(Fraction(float(x)) * 2**Fixed.PLACES), 1, 1)
+        return Fixed(convert(matrix.real), convert(matrix.imag))
+
+    def __matmul__(self, other: Fixed) -> Fixed:
+        a, b, c, d = self.real, self.imag, other.real, other.imag
+        return Fixed((a @ c - b @ d) >> self.PLACES, (a @ d + b @ c) >> self.PLACES)
+
+    def __add__(self, other: Fixed) -> Fixed:
+        return Fixed(self.real + other.real, self.imag + other.imag)
+
+    def __sub__(self, other: Fixed) -> Fixed:
+        return Fixed(self.real - other.real, self.imag - other.imag)
+
+    def __getitem__(self, index: Any) -> Fixed:
+        return Fixed(self.real[index], self.imag[index])
+
+    def quotient(self, values: Fixed) -> Fixed:
+        """M_ij/(λ_j − λ_i) off the diagonal, 0 on it."""
+        off = ~np.eye(len(self.real), dtype=bool)
+        x, y = (part[None, :] - part[:, None] for part in (values.real, values.imag))
+        square = np.where(off, x * x + y * y, 1)
+        a, b = self.real, self.imag
+        parts = ((a * x + b * y) << self.PLACES) // square, ((b * x - a * y) << self.PLACES) // square
+        return Fixed(*(np.where(off, part, 0) for part in parts))
+
+    def to_float(self) -> Array:
+        convert = np.frompyfunc(lambda x: x / 2**self.PLACES, 1, 1)
+        real, imag = (np.asarray(convert(part), dtype=float) for part in (self.real, self.imag))
+        return real + 1j * imag
+
+
+def exact_pairs(matrix: Array) -> tuple[Fixed, Fixed, Fixed]:
+    """Λ, V and W = V⁻¹ of a matrix to 60 digits: Newton's method in integers from numpy's eigenvectors."""
+    _, vectors = np.linalg.eig(matrix.astype(np.result_type(matrix, np.float64)))
+    wide, eye = Fixed.of(matrix), Fixed.of(np.eye(len(matrix)))
+    right, left = Fixed.of(vectors), Fixed.of(np.linalg.inv(vectors))
+    for _ in range(12):
+        for _ in range(2):
+            left = left + (eye - left @ right) @ left
+        inner = left @ wide @ right
+        diagonal = Fixed(inner.real.diagonal(), inner.imag.diagonal())
+        change = inner.quotient(diagonal)
+        right = right + right @ change
+        if np.abs(change.to_float()).max() < 1e-62:
+            return diagonal, right, left
+    raise ArithmeticError("no convergence: eigenvalues that cannot be told apart?")
+
+
+def eligible(matrix: Array, values: Array, right: Array, left: Array) -> NDArray[np.bool_]:
+    """Where 8 eps ‖B‖_F κ is below the gap, B the balanced matrix and κ its condition numbers."""
+    eps = np.finfo(matrix.dtype).eps
+    balanced, (scale, permutation) = matrix_balance(matrix, separate=True)
+    sides = right[permutation] / scale[:, None], left[:, permutation] * scale
+    condition = np.linalg.norm(sides[0], axis=0) * np.linalg.norm(sides[1], axis=1)
+    distance = np.abs(values[:, None] - values) + np.diag(np.full(len(values), np.inf))
+    result: NDArray[np.bool_] = 8 * eps * np.linalg.norm(balanced) * condition < distance.min(1)
+    return result
+
+
+def worst_error(matrix: Array) -> tuple[float, int]:
+    """The largest error of a gradient of Re λ or Im λ in κ²·eps, over eligible eigenvalues, and their number."""
+    exact = exact_pairs(matrix)
+    values, right, left = (part.to_float() for part in exact)
+    leaf = torch.tensor(matrix, requires_grad=True)
+    ours = eigenvalues(leaf)
+    chosen = np.flatnonzero(eligible(matrix, values, right, left))
+    worst = 0.0
+    for index in chosen:
+        found = ours[int((ours.detach() - values[index]).abs().argmin())]
+        projector = exact[1][:, index : index + 1] @ exact[2][index : index + 1]
+        condition = np.linalg.norm(projector.to_float())
+        for part, expected in ((found.real, projector), (found.imag, Fixed(projector.imag, -projector.real))):
+            (gradient,) = torch.autograd.grad(part, leaf, retain_graph=True)
+            error = (Fixed.of(gradient.mH.resolve_conj().numpy()) - expected).to_float()
+            size = np.linalg.norm(error if leaf.is_complex() else error.real)
+            worst = max(worst, float(size / (condition**2 * np.finfo(matrix.dtype).eps)))
+    return worst, len(chosen)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["double", "single"])
+@pytest.mark.parametrize("size", SAMPLES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_eigenvalues_of_everyday_matrices(name: str, size: int, single: bool) -> None:
+    """Relative error of the gradient of every eigenvalue that stands alone at most 10 κ eps, by integer arithmetic."""
+    total = 0
+    for seed in SAMPLES[size]:
+        matrix = FAMILIES[name](size, np.random.default_rng(seed))
+        if single:
+            matrix = matrix.astype(np.complex64 if np.iscomplexobj(matrix) else np.float32)
+        try:
+            worst, checked = worst_error(matrix)
+        except ArithmeticError:
+            continue  # some eigenvalues cannot be told apart even to begin with
+        assert worst <= 10, (seed, worst)
+        total += checked
+    assert total > 0 or name.endswith("triangular")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.complex64], ids=["double", "single", "complex"])
+def test_rounded_products_of_single_precision(dtype: type) -> None:
+    """A user who lets torch multiply single precision with fewer digits gets the same accuracy."""
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        for name in ("normal", "low-rank", "product"):
+            assert worst_error(FAMILIES[name](12, np.random.default_rng(1)).astype(dtype))[0] <= 10
+    finally:
+        setting.fp32_precision = before
+
+
+def test_integer_arithmetic_agrees_with_mpmath() -> None:
+    """The oracle of the test above against mpmath's inverse iteration."""
+    matrix = FAMILIES["low-rank"](6, np.random.default_rng(3))
+    values, right, left = exact_pairs(matrix)
+    with mpmath.workdps(DIGITS):
+        for index in range(6):
+            value, projector = reference(matrix, complex(values[index].to_float()))
+            ours = right[:, index : index + 1] @ left[index : index + 1]
+            unit = mpmath.mpf(2) ** Fixed.PLACES
+            for i in range(6):
+                for j in range(6):
+                    entry = mpmath.mpc(ours.real[i, j], ours.imag[i, j]) / unit
+                    assert abs(entry - projector[i, j]) <= mpmath.mpf(10) ** -38 * (1 + abs(projector[i, j]))
+            assert abs(mpmath.mpc(int(values.real[index]), int(values.imag[index])) / unit - value) <= 1e-38
 
 
 def test_mean_of_a_fourfold_root() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.cuda import Plan, eigenpairs, gradient, source, supports
+from specreg.eigen.dense import eigenvalues
 from specreg.eigen.pairs import Pairs
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the eigenvalue kernel is not tested")
@@ -46,7 +47,7 @@ def pulled(pairs: Pairs, matrix: Tensor, cotangent: Tensor, clusters: Tensor | N
 
 
 def test_plan_fits_and_source_is_packaged() -> None:
-    assert source().count('extern "C" __global__') == 2
+    assert source().count('extern "C" __global__') == 3
     for limit in (48 << 10, 99 << 10, 227 << 10):
         for double in (False, True):
             for size in range(1, 257):
@@ -245,8 +246,10 @@ def test_single_precision_is_tried_again_in_double() -> None:
 def test_names_the_batch_element_that_is_not_finite(value: float, dtype: torch.dtype) -> None:
     matrix = normal(6, 5, 5, dtype=dtype)
     matrix[4, 1, 2] = value
-    with pytest.raises(ValueError, match="batch element 4 of 6"):
+    with pytest.raises(ValueError, match=r"batch element \(4,\)"):
         eigenpairs(matrix.cuda())
+    with pytest.raises(ValueError, match=r"batch element \(2, 0\)"):
+        eigenpairs(matrix.cuda().unflatten(0, (3, 2)))
     assert eigenpairs(matrix[:4].cuda()).values.shape == (4, 5)
 
 
@@ -263,6 +266,34 @@ def test_layouts_streams_and_empty_batches() -> None:
     assert torch.equal(beside.values, wanted.values)
     assert eigenpairs(matrix[:0]).right.shape == (0, 10, 10)
     assert pulled(eigenpairs(matrix[:0]), matrix[:0], matrix.new_zeros(0, 10)).shape == (0, 10, 10)
+
+
+def loss(values: Tensor) -> Tensor:
+    return values.abs().square().sum() + (values**3).real.sum()
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_public_eigenvalues_are_those_of_the_cpu_flagged_matrices_too(dtype: torch.dtype) -> None:
+    cases = {name: each for name, each in awkward(8).items() if name not in ("denormal", "graded", "legs")}
+    matrix = torch.stack([torch.from_numpy(each / max(np.abs(each).max(), 1e-300)) for each in cases.values()])
+    sides = [matrix.to("cuda", dtype).requires_grad_(), matrix.requires_grad_()]
+    found, wanted = (wide(torch.autograd.grad(loss(eigenvalues(each)), each)[0]) for each in sides)
+    error, size = (np.linalg.norm(each, axis=(1, 2)) for each in (found - wanted, wanted))
+    tolerance = 3e-4 if eps(sides[0]) > 1e-10 else 1e-9
+    assert (error <= tolerance * (1e-3 + size)).all(), dict(zip(cases, error, strict=True))
+
+
+@on_gpu
+def test_public_eigenvalues_have_second_derivatives_and_transforms() -> None:
+    matrix = normal(3, 5, 5).cuda().requires_grad_()
+    assert torch.autograd.gradcheck(lambda m: eigenvalues(m).abs().sort().values, matrix)
+    assert torch.autograd.gradgradcheck(lambda m: (eigenvalues(m) ** 3).real.sum(-1), matrix)
+    with torch.no_grad():
+        assert torch.equal(eigenvalues(matrix), eigenpairs(matrix).values)
+    plain = torch.autograd.grad(loss(eigenvalues(matrix)), matrix)[0]
+    each = torch.func.vmap(torch.func.grad(lambda m: loss(eigenvalues(m))))(matrix.detach())
+    torch.testing.assert_close(each, plain, rtol=0, atol=1e-11)
 
 
 CASES: list[tuple[str, Callable[[int], np.ndarray], int]] = [

@@ -206,6 +206,42 @@ class TestInfluence:
         change = torch.func.jvp(total, (base.inputs,), (tangent,))[1]
         assert_close(change, (gradient.conj() * tangent).real.sum())
 
+    def test_real_inputs_of_a_complex_diagonal(self) -> None:
+        """Those of a complex system without an imaginary part, values and gradients; several columns and one."""
+        operator = Diagonal(-normal(2, 9, 2, 3).abs(), angle=normal(2, 9, 2, 3, seed=1))
+        for columns in (1, 2):
+            parts = [normal(2, 9, 2, 3, columns, seed=2), normal(2, 9, 2, columns, 3, seed=3)]
+            found = []
+            for dtype in (torch.float64, torch.complex128):
+                leaves = [part.to(dtype).requires_grad_() for part in parts]
+                influence = System(operator, *leaves, normal(2, 9, 2, columns, 1)).influence([0, 1, 4])
+                gradients = torch.autograd.grad(torch.stack([part.sum() for part in influence]).sum(), leaves)
+                found.append([*influence, *(g.real if g.is_complex() else g for g in gradients)])
+            for one, other in zip(*found, strict=True):
+                assert_close(one, other)
+
+    @pytest.mark.parametrize("log_modulus", [-60.0, 60.0])
+    def test_memory_of_what_no_number_holds(self, log_modulus: float) -> None:
+        """e^±60 a step over 40 steps in float32: of the youngest or of the oldest all is read, gradients are finite."""
+        logs = torch.full((1, 40, 1), log_modulus)
+        one = torch.ones(1, 1, 1, 1, 1)
+        for make in (lambda x: ScaledIdentity(x, 1), lambda x: Dense(x.exp()[..., None, None])):
+            for figure in (effective_memory, half_life, lag_averaged_memory):
+                leaf = logs.clone().requires_grad_()
+                system = System(make(leaf), one, one, torch.zeros(1, 40, 1, 1, 1))
+                found = figure(system)
+                (gradient,) = torch.autograd.grad(found.sum(), leaf)
+                assert bool(found.isfinite().all()) and bool(gradient.isfinite().all())
+            share = effective_memory(system, list(range(40))).item()
+            assert share == pytest.approx(0.0 if log_modulus < 0 else 1.0, abs=1e-6)
+
+    def test_real_systems_with_complex_transitions_unroll(self) -> None:
+        operator = Diagonal(-normal(2, 9, 2, 3).abs(), angle=normal(2, 9, 2, 3, seed=1))
+        parts = normal(2, 9, 2, 3, 2, seed=2), normal(2, 9, 2, 2, 3, seed=3)
+        values = normal(2, 9, 2, 2, 1, seed=4)
+        whole = System(operator, *(part.to(torch.complex128) for part in parts), values).unroll()
+        assert_close(System(operator, *parts, values).unroll(), whole)
+
     def test_nothing_large_is_kept_for_the_gradient(self) -> None:
         """T = 4096, 64 states, 24 lags: autograd keeps the system itself and its cumulative logs, not each lag."""
         length = 4096

@@ -20,7 +20,8 @@ from specreg.estimators.certificate import DenseInstead, TornPair, Uncertified
 from specreg.estimators.krylov import Arnoldi
 from specreg.estimators.lanczos import Lanczos
 from specreg.estimators.power import PowerIteration
-from specreg.estimators.subspace import ENDS
+from specreg.estimators.search import Search, answer
+from specreg.estimators.subspace import ENDS, Symmetric
 from specreg.operators import Dense, Diagonal, LinearOperator, ScaledIdentity
 from specreg.operators.matrix_free import Hessian, Jacobian, MatrixFree, SelfAdjointMatrixFree
 from specreg.spectrum import Extremes
@@ -208,16 +209,17 @@ class TestArnoldi:
                 assert bool(gradient.isfinite().all())
 
     def test_systems_are_their_transitions(self) -> None:
-        """A batch of time steps is a batch of operators; masked steps have no place in the result and raise."""
+        """A batch of time steps is a batch of operators; with a mask those that count are the batch."""
         operator = Dense.example()
         inputs = normal(1, 1, 1, 4, 1)
         system = System(operator, inputs=inputs, readouts=inputs.mT, values=normal(2, 7, 3, 1, 1))
         found = quietly(Arnoldi(2), system)
         true = torch.linalg.eigvals(operator.matrix).abs().sort(-1, descending=True).values
         assert_close(found.eigenvalues.abs(), true[..., :2])
-        mask = torch.arange(7).expand(2, 7) < 5
-        with pytest.raises(ValueError, match="without masked steps"):
-            Arnoldi(2)(replace(system, mask=mask))
+        mask = torch.arange(7).expand(2, 7) < torch.tensor([[5], [3]])
+        for estimator, count in ((Arnoldi(2), 2), (PowerIteration(), 1)):
+            found = quietly(estimator, replace(system, mask=mask))
+            assert_close(found.eigenvalues.abs(), true.expand(2, 7, *true.shape[2:])[mask][..., :count])
 
     def test_batches_of_jacobians(self) -> None:
         weight, states = outlier(80), 0.1 * normal(2, 3, 80)
@@ -449,6 +451,50 @@ class TestCertificates:
         assert bool(found.converged.all())
         assert any(issubclass(one.category, TornPair) for one in said) == (count == 1)
 
+    @pytest.mark.parametrize("share", [1e-4, 1e-5])
+    def test_a_close_twin_is_seen(self, share: float) -> None:
+        """The start holds next to nothing of the largest: the second largest has a small residual long before."""
+        values = torch.cat([torch.tensor([1 + 4e-5, 1.0], dtype=torch.float64), 0.9 * normal(200).abs().clamp_max(1)])
+        first = normal(len(values), seed=1)
+        first[0] = share * first[1]
+        found = {}
+        for risk in (1.0, 1e-5):
+            aim = Lanczos(1, tolerance=1e-8, copy_risk=risk).aim(len(values), values.dtype, 2000)
+            operator = SelfAdjointMatrixFree(lambda v: values * v, len(values))
+            (found[risk],) = answer(operator, [Search(aim, first, 1.0, torch.Generator().manual_seed(0))])
+        assert found[1.0].values[0].real == pytest.approx(1.0, abs=1e-9)
+        assert found[1e-5].values[0].real == pytest.approx(1 + 4e-5, abs=1e-9)
+
+    @pytest.mark.parametrize("which", ["largest_modulus", "largest_real", "smallest_real"])
+    def test_eigenvalues_are_counted(self, which: str) -> None:
+        """Nothing in the complement beyond the bound: no more eigenvalues beyond the level than Ritz values."""
+        size, told, end = 40, 0, ENDS[which]
+        for seed in range(40):
+            draw = np.random.default_rng(seed)
+            copies = [3.0, 2.0 + 1e-7, -2.9] if seed % 2 else [0.3, 0.2, -0.4]
+            values = np.concatenate([[3.0, 2.0, -2.9], copies, draw.normal(size=size - 6) * 0.5])
+            matrix = scipy.linalg.qr(draw.normal(size=(size, size)))[0]
+            matrix = (matrix * values) @ matrix.T
+            krylov = [draw.normal(size=size)]
+            for _ in range(int(draw.integers(5, 25))):
+                krylov.append(matrix @ (krylov[-1] / np.linalg.norm(krylov[-1])))
+            basis = scipy.linalg.qr(np.array(krylov).T, mode="full")[0]
+            inside, outside = np.split(basis, [len(krylov)], axis=1)
+            ritz, vectors = np.linalg.eigh(inside.T @ matrix @ inside)
+            residuals = np.linalg.norm(matrix @ inside @ vectors - inside @ vectors * ritz, axis=0)
+            order = end.order(ritz.astype(complex))
+            ritz, residuals = ritz[order].astype(complex), residuals[order]
+            highest = end.score(np.linalg.eigvalsh(outside.T @ matrix @ outside).astype(complex)).max()
+            for score in end.score(ritz)[:4]:
+                error = 1e-3 * draw.random()
+                count, level = Symmetric.hidden(end, ritz, residuals, 2, float(score), error)
+                assert count == len(ritz)
+                if highest < level:
+                    beyond = [(end.score(found.astype(complex)) > score - error).sum() for found in (values, ritz)]
+                    assert beyond[0] == beyond[1]
+                    told += 1
+        assert told > 20, told
+
     def test_what_is_not_certain_says_its_residual(self) -> None:
         matrix = normal(300, 300) / math.sqrt(300)
         with pytest.warns(Uncertified, match=r"residual [0-9.]+ with a tolerance of 1e-07"), pytest.warns(TornPair):
@@ -500,7 +546,7 @@ class TestRequests:
             def adjoint(self) -> LinearOperator:
                 return self
 
-        with pytest.raises(TypeError, match="dtype and device"):
+        with pytest.raises(TypeError, match="`dtype` and a `device`"):
             Arnoldi(1)(Silent())
 
 

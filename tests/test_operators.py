@@ -115,6 +115,24 @@ def test_polar_has_finite_gradients_on_the_plane(modulus: float, angle: float) -
         assert float(gradient.abs()) <= 1.01 / modulus if modulus else not float(gradient.abs())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_of_zeros_and_of_any_size_can_be_scaled_and_multiplied_out(dtype: torch.dtype) -> None:
+    """log of the largest entry is −inf with gradient 0, and windows of 1e±30 keep their logarithm."""
+    matrix = torch.diag(torch.tensor([2.0, 3.0], dtype=dtype)).expand(1, 6, 3, 2, 2)
+    matrix = (matrix * torch.tensor([0.0, 1e-30, 1e30], dtype=dtype)[:, None, None]).requires_grad_()
+    operator = Dense(matrix)
+    assert bool((operator.log_scale()[..., 0] == -math.inf).all())
+    (gradient,) = torch.autograd.grad(operator.log_scale()[..., 1:].sum(), matrix)
+    assert bool(gradient.isfinite().all()) and not bool(gradient[:, :, 0].any())
+    for member in (operator, operator.map(lambda field: field[:, :1])):
+        log_modulus = member.window(5).log_modulus()
+        assert bool((log_modulus[:, :, 0] == -math.inf).all())
+        expected = 5 * (torch.tensor([2.0, 3.0]).log() + math.log(10) * torch.tensor([[-30.0], [30.0]]))
+        torch.testing.assert_close(log_modulus[0, 0, 1:].sort().values, expected.to(dtype))
+        (gradient,) = torch.autograd.grad(log_modulus[:, :, 1:].sum(), matrix)
+        assert bool(gradient.isfinite().all())
+
+
 def test_dense_refuses_what_has_no_eigenvalues() -> None:
     """A matrix that is not square at construction; NaN and infinity, with the batch element, at `eigenvalues`."""
     with pytest.raises(ValueError, match=r"square.*\(3, 2\)"):

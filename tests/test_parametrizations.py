@@ -378,6 +378,18 @@ def test_a_stable_scalar_has_a_closed_form() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+def test_the_gradient_at_the_edge_is_that_of_the_bound() -> None:
+    """Where S(A)·‖A‖ = room holds a nilpotent A, S being a polynomial, against finite differences across the ray."""
+    draw = torch.randn(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).tril(-1)
+    free, across = 1e12 * draw[0], 1e12 * draw[1]
+    module = SchurStable()
+    leaf = free.clone().requires_grad_()
+    weights = torch.arange(9, dtype=torch.float64).view(3, 3)
+    (gradient,) = torch.autograd.grad((weights * module(leaf)).sum(), leaf)
+    ahead, behind = ((weights * module(free + step * across)).sum() for step in (1e-4, -1e-4))
+    assert (gradient * across).sum().item() == pytest.approx((ahead - behind).item() / 2e-4, rel=1e-5)
+
+
 def test_stability_is_kept_where_the_matrix_is_far_from_normal() -> None:
     """Large steps up the norm of a 12×12 recurrent weight in float32, and its own radius never reaches 1."""
     module = nn.Module()

@@ -68,6 +68,16 @@ __device__ inline R inverse_root(R s) {
 __device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 
+// The LANES threads that work at one row, and sums over them.
+__device__ inline unsigned row_mask() { return SMALL ? 0xffffu << (threadIdx.x & 16) : ALL; }
+
+__device__ inline R row_sum(R s) {
+  for (int step = LANES / 2; step > 0; step >>= 1) s += __shfl_xor_sync(row_mask(), s, step);
+  return s;
+}
+
+__device__ inline C row_sum(C s) { return C{row_sum(s.x), row_sum(s.y)}; }
+
 __device__ inline R warp_sum(R s) {
   for (int step = 16; step > 0; step >>= 1) s += __shfl_xor_sync(ALL, s, step);
   return s;

@@ -1,12 +1,12 @@
 """Eigenpairs of batches of small matrices on one GPU, and the gradient of their eigenvalues, each in one launch.
 
 One thread block a matrix: Hessenberg reduction, complex QR iteration, eigenvectors of the triangle by substitution,
-then Newton steps on both sides with residuals in twice the precision, all in CUDA C beside this module.
+then Newton steps on both sides with residuals in twice the precision, all in CUDA C beside this module. The host runs
+ahead of the device: it waits for no more than the check of the entries until somebody asks what is flagged.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,14 +15,12 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from specreg.eigen.driver import Module, is_available, shared_memory
-from specreg.eigen.pairs import Pairs, put
+from specreg.eigen.driver import Module, is_available, reports, shared_memory
+from specreg.eigen.pairs import SEPARATION, Pairs, check_finite, put
 
 LARGEST_SIZE = 256
 SOURCES = ("arithmetic", "schur", "newton", "eigenpairs", "gradient")
 STEPS = 5  # most Newton steps
-FLAGGED, NOT_FINITE = 1, 2  # what the kernel says of a matrix
-WORKSPACES = 5  # matrices of the kernel's own, for each of the batch
 WORKSPACE_BYTES = 1 << 30  # a batch that needs more is taken in parts
 GRADIENT_ROWS = 16  # rows of a gradient that one block takes
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -49,11 +47,19 @@ class Plan:
         fitting = [each for each in choices if each.shared_bytes(size) <= shared_limit]
         return fitting[0] if fitting else replace(choices[0], hessenberg_shared=False, factor_shared=False)
 
+    @property
+    def workspaces(self) -> int:
+        """Matrices in device memory of the kernel's own, for each of the batch."""
+        return 1 if self.small else 5
+
     def shared_bytes(self, size: int) -> int:
         """Dynamic shared memory of a block, as `eigenpairs.cu` lays it out."""
         reals = 8 * size + 4 * size + 3 * size + 64  # rotations, vector and values, lengths with room for partners
         row = size | 1
-        reals += 2 * size * row * self.hessenberg_shared + 2 * size * (row if self.small else size) * self.factor_shared
+        if self.small:
+            reals += 4 * size * row + 8 * size * size  # all matrices but the given one
+        else:
+            reals += 2 * size * row * self.hessenberg_shared + 2 * size * size * self.factor_shared
         return reals * (8 if self.double else 4)
 
     def options(self) -> list[str]:
@@ -65,7 +71,8 @@ class Plan:
             numbers = {"REAL": "float", "EPSILON": "1.1920929e-7f", "TINY": "1e-36f", "LARGEST": "3.4028234e38f"}
         sizes = {"COLUMNS": self.columns, "THREADS": self.largest_block, "STEPS": STEPS, "SMALL": int(self.small)}
         places = {"H_SHARED": int(self.hessenberg_shared), "Q_SHARED": int(self.factor_shared)}
-        return ["--std=c++17", *(f"-D{name}={value}" for name, value in (numbers | sizes | places).items())]
+        fast = [] if self.double else ["--prec-div=false", "--prec-sqrt=false"]  # Newton's steps make up for it
+        return ["--std=c++17", *fast, *(f"-D{name}={value}" for name, value in (numbers | sizes | places).items())]
 
 
 def supports(matrix: Tensor) -> bool:
@@ -73,29 +80,97 @@ def supports(matrix: Tensor) -> bool:
     return matrix.is_cuda and matrix.shape[-1] <= LARGEST_SIZE and is_available()
 
 
-def eigenpairs(matrix: Tensor) -> Pairs:
-    """Eigenpairs of ``(b, n, n)``, n ≤ 256, on CUDA; the vectors of matrices that are `flagged` are not valid.
+@dataclass(frozen=True)
+class Limits:
+    """Beyond them a matrix is flagged."""
 
-    Matrices of any scale are taken. In single precision a flagged matrix is tried again in double, and stands if, with
-    eps of single precision, no gap is below 16 eps ‖A‖_F and no condition number above 1/(4√eps): beyond that, what
-    looks like simple eigenvalues may be a repeated one or a Jordan block, pulled apart by the rounding of its entries.
+    condition: float  # largest κ
+    spread: float  # |λ_i − λ_j| over κ_i ‖A‖_F, smallest
+    closest: float  # |λ_i − λ_j| over ‖A‖_F, smallest
+
+    @staticmethod
+    @cache
+    def of(dtype: torch.dtype) -> Limits:
+        """For entries of this precision, whatever the precision that they are computed with."""
+        eps = torch.finfo(dtype).eps
+        if dtype in DOUBLE:
+            return Limits(0.25 / eps**0.5, 0.0, SEPARATION * eps)
+        return Limits(torch.finfo(dtype).max, SEPARATION * eps, 0.0)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Eigenpairs that the device may still be at work on."""
+
+    matrix: Tensor  # (b, n, n)
+    pairs: Pairs  # without `clusters`, on the device, valid in its order
+    number: int
+    ended: torch.cuda.Event
+
+    def any_flagged(self) -> bool:
+        """Whether the vectors of some matrix are not valid; waits for the device."""
+        self.ended.synchronize()
+        found = reports().has(self.number)
+        return bool(self.pairs.flagged.any()) if found is None else found
+
+    def finished(self) -> Pairs:
+        """The pairs, flagged matrices in single precision tried again; with `clusters` if none is left flagged."""
+        if not self.any_flagged():
+            return replace(self.pairs, clusters=_own_clusters(self.pairs))
+        if self.matrix.dtype not in DOUBLE:
+            return self.pairs
+        again = self._in_double()
+        return again if bool(again.flagged.any()) else replace(again, clusters=_own_clusters(again))
+
+    def _in_double(self) -> Pairs:
+        index = self.pairs.flagged.nonzero()[:, 0]
+        wide = self.matrix[index].to(DOUBLE[self.matrix.dtype])
+        return put(self.pairs, index, _started(wide, Limits.of(self.matrix.dtype), reports().number()))
+
+
+def eigenpairs(matrix: Tensor) -> Pairs:
+    """Eigenpairs of ``(*batch, n, n)``, n ≤ 256, on CUDA, the batch in one dimension.
+
+    The vectors of matrices that are `flagged` are not valid.
+    Matrices of any scale are taken. In double precision a matrix is flagged if 16 eps ‖A‖_F κ reaches a gap. In single
+    precision it stands if no gap is below 16 eps ‖A‖_F and no condition number above 1/(4√eps): beyond that, what looks
+    like simple eigenvalues may be a repeated one or a Jordan block, pulled apart by the rounding of its entries; up to
+    there Newton's method with residuals in twice the precision has told them apart. What it could not is tried again in
+    double precision, under the same limits.
     `clusters` is given, each value its own, if no matrix is flagged. Waits for the device, to learn what is flagged.
 
     Raises `ValueError` for an entry that is NaN or infinite, with the index of the batch element.
     """
-    matrix = _plain(matrix.detach())
-    pairs, status = _solved(matrix, most=torch.finfo(matrix.dtype).max, closest=0.0)
-    if not len(matrix) or not bool(status.any()):
-        return replace(pairs, clusters=_own_clusters(pairs))
-    bad = (status == NOT_FINITE).nonzero()
-    if len(bad):
-        raise ValueError(
-            f"eigenvalues need finite matrices: batch element {bad[0].item()} of {len(matrix)} holds a NaN or an "
-            "infinity; drop or repair it"
-        )
-    if matrix.dtype in DOUBLE:
-        pairs, status = _in_double(matrix, pairs, status)
-    return replace(pairs, clusters=None if bool(status.any()) else _own_clusters(pairs))
+    return launch(matrix).finished()
+
+
+def launch(matrix: Tensor) -> Launched:
+    """Start on the eigenpairs of ``(*batch, n, n)``, n ≤ 256, on CUDA, once the check of the entries is through.
+
+    Raises `ValueError` for an entry that is NaN or infinite, with the index of the batch element.
+    """
+    given, size = matrix, matrix.shape[-1]
+    matrix = _plain(matrix.detach()).reshape(-1, size, size)
+    found = reports().number()
+    if len(matrix):
+        entries = size * size * (1 + matrix.is_complex())
+        arguments = (matrix, entries, reports().address(found), found)
+        _module(matrix.device.index, _plan(matrix)).launch("not_finite", (len(matrix), 1), 128, 0, "PiPi", *arguments)
+    checked = _event()
+    number = reports().number()
+    pairs = _started(matrix, Limits.of(matrix.dtype), number)
+    ended = _event()
+    checked.synchronize()
+    if reports().has(found) is not False:
+        check_finite(given)
+    return Launched(matrix, pairs, number, ended)
+
+
+def _event() -> torch.cuda.Event:
+    """Over when the device is done with all that it was given so far."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def gradient(
@@ -120,16 +195,13 @@ def gradient(
     if not count:
         return output
     plan = _plan(matrix)
-    shape = (ctypes.c_int(int(matrix.is_complex())), ctypes.c_int(size))
+    shape = (int(matrix.is_complex()), size)
     pairs = [_plain(each) for each in (values, right, left, condition)]
-    groups = ctypes.c_void_p() if clusters is None else _plain(clusters.to(condition))
+    groups = None if clusters is None else _plain(clusters.to(condition))
     pulled = _plain(cotangent.to(values))
+    grid, shared = (count, -(-size // GRADIENT_ROWS)), (4 * size + 64) * (8 if plan.double else 4)
     _module(matrix.device.index, plan).launch(
-        "gradient",
-        (count, -(-size // GRADIENT_ROWS)),
-        128,
-        (4 * size + 64) * (8 if plan.double else 4),
-        [_plain(matrix), *shape, *pairs, groups, pulled, ctypes.c_int(degree), output],
+        "gradient", grid, 128, shared, "PiiPPPPPPiP", _plain(matrix), *shape, *pairs, groups, pulled, degree, output
     )
     return output
 
@@ -141,45 +213,26 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_conj().resolve_neg().contiguous()
 
 
-def _solved(matrix: Tensor, most: float, closest: float) -> tuple[Pairs, Tensor]:
-    """Pairs, and on the host what the kernel says of each matrix.
-
-    Flagged are also matrices with a condition number above `most` or two values nearer than `closest`·‖A‖_F.
-    """
+def _started(matrix: Tensor, limits: Limits, number: int) -> Pairs:
+    """Start the kernel, which leaves `number` in the reports if it flags a matrix."""
     count, size = matrix.shape[:2]
     plan = _plan(matrix)
-    real = torch.float64 if plan.double else torch.float32
-    dtype = torch.complex128 if plan.double else torch.complex64
-    device = matrix.device
+    dtype, device = torch.complex128 if plan.double else torch.complex64, matrix.device
     values = torch.empty(count, size, dtype=dtype, device=device)
-    right = torch.empty(count, size, size, dtype=dtype, device=device)
-    left = torch.empty_like(right)
-    condition = torch.empty(count, size, dtype=real, device=device)
-    flagged, status = torch.empty(2, count, dtype=torch.uint8, device=device).unbind()
-    limits = [(ctypes.c_double if plan.double else ctypes.c_float)(each) for each in (most, closest)]
-    part = max(1, WORKSPACE_BYTES // (WORKSPACES * size * size * dtype.itemsize))
-    work = torch.empty(min(part, count), WORKSPACES, size, size, dtype=dtype, device=device)
-    shape = (ctypes.c_int(int(matrix.is_complex())), ctypes.c_int(size))
-    tensors = (matrix, values, right, left, condition, flagged, status)
+    right, left = torch.empty(2, count, size, size, dtype=dtype, device=device).unbind()
+    condition = torch.empty(count, size, dtype=values.real.dtype, device=device)
+    flagged = torch.empty(count, dtype=torch.bool, device=device)
+    part = max(1, WORKSPACE_BYTES // (plan.workspaces * size * size * dtype.itemsize))
+    work = torch.empty(min(part, count), plan.workspaces, size, size, dtype=dtype, device=device)
+    real = "d" if plan.double else "f"
+    threads, shared = 64 * -(-size // 32), plan.shared_bytes(size)
+    tensors = (matrix, values, right, left, condition, flagged)
+    bounds = (limits.condition, limits.spread, limits.closest)
     for start in range(0, count, part):
         inputs, *outputs = tensors if part >= count else (each[start : start + part] for each in tensors)
-        _module(device.index, plan).launch(
-            "eigenpairs",
-            (len(inputs), 1),
-            64 * -(-size // 32),
-            plan.shared_bytes(size),
-            [inputs, *shape, *limits, work, *outputs],
-        )
-    return Pairs(values, right, left, condition, flagged.view(torch.bool)), status.cpu()
-
-
-def _in_double(matrix: Tensor, pairs: Pairs, status: Tensor) -> tuple[Pairs, Tensor]:
-    """The flagged ones again in double precision."""
-    chosen = status.nonzero()[:, 0]
-    index = chosen.to(matrix.device)
-    eps = torch.finfo(matrix.dtype).eps
-    again, codes = _solved(matrix[index].to(DOUBLE[matrix.dtype]), most=0.25 / eps**0.5, closest=16 * eps)
-    return put(pairs, index, again), status.index_copy(0, chosen, codes)
+        given = (inputs, int(matrix.is_complex()), size, *bounds, work, *outputs, reports().address(number), number)
+        _module(device.index, plan).launch("eigenpairs", (len(inputs), 1), threads, shared, f"Pii3{real}7Pi", *given)
+    return Pairs(values, right, left, condition, flagged)
 
 
 def _own_clusters(pairs: Pairs) -> Tensor:

@@ -7,19 +7,29 @@ by the cluster's mean.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
 from typing import Any, cast
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 
-from specreg.eigen.pairs import check_finite, eigenpairs, eigvals, kernel_for, power_scaled, power_unscaled
+from specreg.eigen.linear_part import Dropped, LinearPart, Scale, cluster_mean, linear_part, matrix_scale
+from specreg.eigen.pairs import (
+    check_finite,
+    eigenpairs,
+    eigvals,
+    in_pieces,
+    kernel_for,
+    power_scaled,
+    power_unscaled,
+    resolved,
+)
 from specreg.eigen.refine import complex_vectors, partners
-
-VANISHING = 64.0  # a coefficient of the fit below this · eps of the largest term counts as 0
-EXACT = 8.0  # a remainder below this · eps of what was taken off is rounding
-CLUSTER_FIT = 1e-6  # how closely cotangents must be linear in λ for a cluster to count as more than its mean
 
 
 def eigenvalues(matrix: Tensor) -> Tensor:
@@ -35,6 +45,9 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     complex128, and for an entry that is NaN or infinite, with the index of the batch element.
     """
     matrix = checked(matrix)
+    kernel = kernel_for(matrix)
+    if kernel is not None and not _in_transform(matrix):
+        return _Launched.apply(matrix, kernel)  # type: ignore[no-any-return, no-untyped-call]
     if not is_tracked(matrix):
         return _values(matrix)
     return _Decomposition.apply(matrix, 1)[0]  # type: ignore[no-any-return, no-untyped-call]
@@ -49,7 +62,7 @@ def cluster_means(matrix: Tensor) -> Tensor:
     as `eigenvalues` gives them; errors likewise.
     """
     values, _, _, _, clusters = _Decomposition.apply(checked(matrix), 0)  # type: ignore[no-untyped-call]
-    return _cluster_mean(values, clusters)
+    return cluster_mean(values, clusters)
 
 
 def conditioned_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,10 +94,12 @@ def checked(matrix: Tensor) -> Tensor:
 
 def is_tracked(matrix: Tensor) -> bool:
     """Whether anything may differentiate through what is made of `matrix`."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(matrix)
-    if wrapped or (torch.is_grad_enabled() and matrix.requires_grad):
-        return True
-    return unpack_dual(matrix).tangent is not None
+    return (torch.is_grad_enabled() and matrix.requires_grad) or _in_transform(matrix)
+
+
+def _in_transform(matrix: Tensor) -> bool:
+    """Whether it is one of `torch.func` or of forward mode."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(matrix) or unpack_dual(matrix).tangent is not None
 
 
 def _values(matrix: Tensor) -> Tensor:
@@ -92,6 +107,56 @@ def _values(matrix: Tensor) -> Tensor:
     flat = matrix.detach().reshape(-1, *matrix.shape[-2:])
     scaled, exponent = power_scaled(flat)
     return power_unscaled(eigvals(scaled), exponent).reshape(matrix.shape[:-1])
+
+
+def decomposition(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Values, right and left vectors v_i and y_i, y_iᴴ v_i = 1, as columns, κ, and the first member of each cluster.
+
+    All but κ and clusters are differentiable; columns of a cluster are bases of its invariant subspaces. Errors as
+    `eigenvalues`.
+    """
+    values, right, left, condition, clusters = _Decomposition.apply(checked(matrix), 1)  # type: ignore[no-untyped-call]
+    return values, *complex_vectors(values, right, left), condition, clusters
+
+
+class _Launched(Function):
+    """Values from a kernel that may still be at work; what it flagged is looked at in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, kernel: ModuleType) -> Tensor:
+        launched = kernel.launch(matrix)
+        pairs = launched.pairs
+        values: Tensor = pairs.values.reshape(matrix.shape[:-1])
+        if ctx.needs_input_grad[0]:
+            ctx.kernel, ctx.launched = kernel, replace(launched, pairs=replace(pairs, values=pairs.values.detach()))
+            ctx.save_for_backward(matrix, values)  # values too, so that a change in place is noticed
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        (matrix, _), pairs = ctx.saved_tensors, ctx.launched.pairs
+        if torch.is_grad_enabled():  # for a derivative of the gradient
+            values = _Decomposition.apply(matrix, 1)[0]  # type: ignore[no-untyped-call]
+            order = matched(values, pairs.values.reshape(values.shape))
+            return torch.autograd.grad(values, matrix, cotangent.gather(-1, order), create_graph=True)[0], None
+        parts = (pairs.values, pairs.right, pairs.left, pairs.condition)
+        gradient = ctx.kernel.gradient(cotangent, matrix, *parts, clusters=None)
+        if not ctx.launched.any_flagged():
+            return gradient, None
+        pairs = resolved(ctx.launched.matrix, ctx.launched.finished())
+        order = matched(pairs.values, parts[0]).reshape(cotangent.shape)
+        parts = (pairs.values, pairs.right, pairs.left, pairs.condition)
+        return ctx.kernel.gradient(cotangent.gather(-1, order), matrix, *parts, pairs.clusters), None
+
+
+def matched(values: Tensor, found: Tensor) -> Tensor:
+    """Index of each of `values` among `found`, the same up to rounding and to the order in a batch element."""
+    order = torch.arange(values.shape[-1], device=values.device).expand(values.shape).clone()
+    for element in (values != found).any(-1).nonzero().tolist():
+        index = tuple(element)
+        distance = (values[index][:, None] - found[index]).detach().abs()
+        order[index] = torch.as_tensor(linear_sum_assignment(distance.cpu().numpy())[1]).to(order)
+    return order
 
 
 class _Decomposition(Function):
@@ -131,7 +196,7 @@ class _Decomposition(Function):
             v, y = complex_vectors(values, right, left)
             inner = y.mH @ tangent.to(v.dtype) @ v
             change = inner * _reciprocals(values, clusters)
-            d_values = _cluster_mean(inner.diagonal(dim1=-2, dim2=-1), clusters)
+            d_values = cluster_mean(inner.diagonal(dim1=-2, dim2=-1), clusters)
             d_right, d_left = v @ change, -y @ change.mH
             if not right.is_complex():
                 d_right, d_left = _real_parts(values, d_right, 1), _real_parts(values, d_left, 2)
@@ -183,32 +248,68 @@ def _gradient(
     degree: int,
 ) -> Tensor:
     """Σ ḡ_i y_i v_iᴴ, ḡ averaged over clusters, with the part that is linear in λ̄ given as c₀ I + c₁ Aᴴ."""
+    plain = not torch.is_grad_enabled() and _is_plain(cotangent)
     kernel = kernel_for(matrix)
-    if kernel is not None and not torch.is_grad_enabled() and _is_plain(cotangent):
+    if kernel is not None and plain:
         given = (cotangent, matrix, values, right, left, condition, clusters, degree)
         return kernel.gradient(*given)  # type: ignore[no-any-return]
-    scale = _Scale.apply(matrix)  # type: ignore[no-untyped-call]
-    constant, slope, negligible = _LinearPart.apply(cotangent, matrix, scale, values, condition, clusters, degree)  # type: ignore[no-untyped-call]
-    rest = _Dropped.apply(cotangent - constant - slope * (values / scale[..., 0]).conj(), negligible)  # type: ignore[no-untyped-call]
-    rest = _cluster_mean(rest, clusters)
-    if matrix.is_complex():
-        product = left * rest[..., None, :] @ right.mH
-    elif right.is_complex():
-        product = _real_product(rest, left, right)
-    else:
-        product = _paired_product(rest, values, left, right)
-    if not torch.is_grad_enabled() and _is_plain(slope) and not (slope.any() or constant.any()):
-        return product
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    constant, slope, unit = constant[..., None], slope[..., None], (matrix / scale).mH.contiguous()
-    if not matrix.is_complex():
-        constant, slope = constant.real, slope.real
-    return torch.addcmul(torch.addcmul(product, slope, unit), constant, eye)
+    if plain and matrix.device.type == "cpu":
+        solve, start = partial(_plain_gradient, degree=degree), matrix.dim() - 2
+        tensors = (matrix, cotangent, values, right, left, condition, clusters)
+        parts = in_pieces(solve, *(part.reshape(-1, *part.shape[start:]) for part in tensors))
+        return torch.cat(parts).reshape(matrix.shape)
+    scale = Scale.apply(matrix)  # type: ignore[no-untyped-call]
+    constant, slope, negligible = LinearPart.apply(cotangent, matrix, scale, values, condition, clusters, degree)  # type: ignore[no-untyped-call]
+    rest = Dropped.apply(cotangent - constant - slope * (values / scale[..., 0]).conj(), negligible)  # type: ignore[no-untyped-call]
+    product = _product(cluster_mean(rest, clusters), matrix, values, left, right)
+    return _plus_linear(product, constant, slope, matrix / scale)
 
 
 def _is_plain(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
     return not (functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
+
+
+def _plain_gradient(
+    matrix: Tensor,  # (b, n, n)
+    cotangent: Tensor,
+    values: Tensor,
+    right: Tensor,
+    left: Tensor,
+    condition: Tensor,
+    clusters: Tensor,
+    degree: int,
+) -> Tensor:
+    """`_gradient` where nothing is to be differentiated further: the linear part only where there is one."""
+    scale = matrix_scale(matrix)
+    constant, slope, negligible = linear_part(cotangent, matrix, scale, values, condition, clusters, degree)
+    rest = (cotangent - constant - slope * (values / scale[..., 0]).conj()).masked_fill_(negligible != 0, 0)
+    if (clusters != torch.arange(matrix.shape[-1])).any():
+        rest = cluster_mean(rest, clusters)
+    product = _product(rest, matrix, values, left, right)
+    fitted = ((constant != 0) | (slope != 0)).nonzero()[:, 0]
+    if len(fitted):
+        unit = matrix[fitted] / scale[fitted]
+        product[fitted] = _plus_linear(product[fitted], constant[fitted], slope[fitted], unit)
+    return product
+
+
+def _plus_linear(product: Tensor, constant: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
+    """`product` + c₀ I + c₁ Uᴴ, its real part for real U."""
+    eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
+    constant, slope = constant[..., None], slope[..., None]
+    if not unit.is_complex():
+        constant, slope = constant.real, slope.real
+    return torch.addcmul(torch.addcmul(product, slope, unit.mH.contiguous()), constant, eye)
+
+
+def _product(cotangent: Tensor, matrix: Tensor, values: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Σ ḡ_i y_i v_iᴴ, its real part for real matrices."""
+    if matrix.is_complex():
+        return left * cotangent[..., None, :] @ right.mH
+    if right.is_complex():
+        return _real_product(cotangent, left, right)
+    return _paired_product(cotangent, values, left, right)
 
 
 def _real_product(cotangent: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -225,156 +326,6 @@ def _paired_product(cotangent: Tensor, values: Tensor, left: Tensor, right: Tens
     swapped = right.gather(-1, partner.expand(right.shape))
     turned = torch.addcmul(right * ((real + other_real) / 2), swapped, (imag - other_imag) / 2)
     return left @ turned.mT
-
-
-class _Constant(Function):
-    """What is computed here counts as constant, in every mode of differentiation and under every kind of `vmap`."""
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        outputs = cls.apply(*(_batched(*each, info.batch_size) for each in zip(arguments, in_dims, strict=True)))  # type: ignore[no-untyped-call]
-        return outputs, (0,) * len(outputs) if isinstance(outputs, tuple) else 0
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
-        ctx.outputs = len(output) if isinstance(output, tuple) else 1
-        ctx.inputs = len(inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        return None if ctx.outputs == 1 else (None,) * ctx.outputs
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        return (None,) * ctx.inputs
-
-
-def _batched(argument: Any, dim: int | None, size: int) -> Any:
-    if not isinstance(argument, Tensor):
-        return argument
-    return argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-
-
-class _Scale(_Constant):
-    @staticmethod
-    def forward(matrix: Tensor) -> Tensor:
-        return _matrix_scale(matrix)
-
-
-class _LinearPart(_Constant):
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _linear_part(*arguments)
-
-
-class _Dropped(Function):
-    """0 in the place of what is negligible, with the derivative of the identity."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(tensor: Tensor, negligible: Tensor) -> Tensor:
-        return tensor.masked_fill(negligible != 0, 0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent.clone()
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        return cotangent, None
-
-
-def _matrix_scale(matrix: Tensor) -> Tensor:
-    """The largest entry of each matrix, 1 for zero matrices, ``(*batch, 1, 1)``."""
-    largest = (torch.view_as_real(matrix).abs().amax(-1) if matrix.is_complex() else matrix.abs()).amax((-1, -2), True)
-    return torch.where(largest == 0, 1.0, largest)
-
-
-def _linear_part(
-    cotangent: Tensor,
-    matrix: Tensor,
-    scale: Tensor,
-    values: Tensor,
-    condition: Tensor,
-    clusters: Tensor,
-    degree: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """c₀, c₁ ``(*batch, 1)`` of a fit ḡ ≈ c₀ + c₁ λ̄/scale, and 1 where its remainder is rounding; all constants.
-
-    The error of Σ ḡ_i y_i v_iᴴ is about eps Σ κ_i²|ḡ_i|. The fit, of the slope over all values and
-    through their mean weighted by κ², is used where taking it off makes that less, its own rounding counted, and is 0
-    elsewhere. Clusters ask for a close fit, because the linear part
-    moves their members by more than the mean.
-    """
-    eps = torch.finfo(condition.dtype).eps
-    cotangent = cotangent * 1  # lazily conjugated tensors have no batching rule for their parts
-    size = torch.maximum(cotangent.real.abs(), cotangent.imag.abs()).amax(-1, True)
-    divisor = torch.where(size == 0, 1.0, size)
-    values = values / scale[..., 0]
-    parts = torch.stack([values.real, -values.imag, cotangent.real / divisor, cotangent.imag / divisor], -2)
-    weight = (condition / condition.amax(-1, True)).square()[..., None, :]
-    mean = (parts * weight).sum(-1, True) / weight.sum(-1, True)
-    centred = parts - parts.mean(-1, True)
-    gram = centred @ centred.mT
-    variance = gram[..., 0, 0] + gram[..., 1, 1]
-    flat = variance <= (eps * eps) * _squares(parts[..., :2, :]).sum(-1)
-    slope = torch.complex(gram[..., 0, 2] + gram[..., 1, 3], gram[..., 0, 3] - gram[..., 1, 2])
-    slope = torch.where(flat, 0.0, slope / torch.where(flat, 1.0, variance))[..., None] * degree
-    mean_value, mean_unit = (torch.complex(mean[..., k, :], mean[..., k + 1, :]) for k in (0, 2))
-    reach = slope.abs() * _squares(parts[..., :2, :]).amax(-1, True).sqrt()
-    slope = torch.where(reach <= VANISHING * eps, 0.0, slope)  # units are at most of modulus √2
-    constant = mean_unit - slope * mean_value
-    # a constant that is rounding would stay beside small λ, which may be the worst conditioned
-    constant = torch.where(constant.abs() <= VANISHING * eps * (1 + reach), 0.0, constant)
-    use, negligible = _use_of_fit(parts, constant, slope, matrix / scale, condition, clusters)
-    return constant * use * size, slope * use * size, negligible * use
-
-
-def _use_of_fit(
-    parts: Tensor, constant: Tensor, slope: Tensor, matrix: Tensor, condition: Tensor, clusters: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Whether the fit is better than none ``(*batch, 1)``, and where its remainder is rounding: 0 or 1."""
-    eps = torch.finfo(condition.dtype).eps
-    value_size, unit_size = _squares(parts[..., :2, :]).sqrt(), _squares(parts[..., 2:, :]).sqrt()
-    fit = constant + slope * torch.complex(parts[..., 0, :], parts[..., 1, :])
-    rest = _squares(torch.stack([parts[..., 2, :] - fit.real, parts[..., 3, :] - fit.imag], -2)).sqrt()
-    constant_size, slope_size = constant.abs(), slope.abs()
-    taken = unit_size + constant_size + slope_size * value_size
-    negligible = rest <= EXACT * eps * taken
-    rest = torch.where(negligible, 0.0, rest)
-    largest = condition.amax(-1, True)
-    relative = condition / largest
-    norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))[..., None]
-    fixed = (constant_size * matrix.shape[-1] ** 0.5 + slope_size * norm) / largest.square()
-    # in units of κ_max², which itself may be too large a number
-    error = (relative.square() * rest + torch.where(negligible, 0.0, relative * taken / largest)).sum(-1, True) + fixed
-    better = error < (relative.square() * unit_size).sum(-1, True) / 2
-    single = (_cluster_size(clusters) == 1).all(-1, True)
-    use = better & (single | (rest <= CLUSTER_FIT).all(-1, True))
-    return use.to(rest.dtype), negligible.to(rest.dtype)
-
-
-def _squares(parts: Tensor) -> Tensor:
-    """|z|² from real and imaginary parts ``(*batch, 2, n)``."""
-    return parts[..., 0, :].square() + parts[..., 1, :].square()
-
-
-def _cluster_size(clusters: Tensor) -> Tensor:
-    index = clusters.long()
-    return torch.zeros_like(clusters).scatter_add(-1, index, torch.ones_like(clusters)).gather(-1, index)
-
-
-def _cluster_mean(tensor: Tensor, clusters: Tensor) -> Tensor:
-    """Each entry ``(*batch, n)`` replaced by the mean over its cluster."""
-    index = clusters.long()
-    total = torch.zeros_like(tensor).scatter_add(-1, index, tensor)
-    return total.gather(-1, index) / _cluster_size(clusters)
 
 
 def _reciprocals(values: Tensor, clusters: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
+import struct
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -18,8 +20,11 @@ import torch
 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 MAX_SHARED_OPTIN = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+REPORTS = 4096
+PARAMETER_END, PARAMETER_BUFFER, PARAMETER_SIZE = 0, 1, 2  # CU_LAUNCH_PARAM_…: the arguments in one block of memory
 
 
+@cache
 def is_available() -> bool:
     """Whether kernels can be compiled here: Linux and a torch built for CUDA that sees a device."""
     return sys.platform == "linux" and torch.version.cuda is not None and torch.cuda.is_available()
@@ -41,25 +46,30 @@ class Module:
             self._check(self._driver.cuModuleLoadData(ctypes.byref(self._handle), image))
 
     def launch(
-        self, name: str, grid: tuple[int, int], threads: int, shared: int, arguments: Sequence[torch.Tensor | Any]
+        self, name: str, grid: tuple[int, int], threads: int, shared: int, layout: str, *arguments: torch.Tensor | Any
     ) -> None:
         """Start kernel `name` on torch's current stream with `shared` bytes of dynamic shared memory.
 
-        Arguments are tensors, which must be contiguous and on the device, or ctypes numbers.
+        Arguments are numbers, tensors, which must be contiguous and on the device, or None for a null pointer; `layout`
+        gives their types as the `struct` module does, "P" a pointer, with the alignment of C, which is CUDA's too.
         """
-        values = [ctypes.c_void_p(each.data_ptr()) if isinstance(each, torch.Tensor) else each for each in arguments]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(each) for each in values))
+        values = (each.data_ptr() if isinstance(each, torch.Tensor) else each or 0 for each in arguments)
+        block = ctypes.create_string_buffer(struct.pack(layout, *values))
+        length = ctypes.c_size_t(struct.calcsize(layout))
+        extra = (ctypes.c_void_p * 5)(
+            PARAMETER_BUFFER, ctypes.addressof(block), PARAMETER_SIZE, ctypes.addressof(length), PARAMETER_END
+        )
         if torch.cuda.current_device() == self.device:  # entering a device that is current costs as much as a launch
-            self._start(name, grid, threads, shared, pointers)
+            self._start(name, grid, threads, shared, extra)
         else:
             with torch.cuda.device(self.device):
-                self._start(name, grid, threads, shared, pointers)
+                self._start(name, grid, threads, shared, extra)
 
-    def _start(self, name: str, grid: tuple[int, int], threads: int, shared: int, pointers: Any) -> None:
+    def _start(self, name: str, grid: tuple[int, int], threads: int, shared: int, extra: Any) -> None:
         self._enter()
         stream = torch._C._cuda_getCurrentRawStream(self.device)  # type: ignore[attr-defined,unused-ignore]
         function = self._function(name)
-        self._check(self._driver.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, pointers, None))
+        self._check(self._driver.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, None, extra))
 
     def _function(self, name: str) -> ctypes.c_void_p:
         if name not in self._functions:
@@ -79,6 +89,39 @@ class Module:
 
     def _check(self, code: int) -> None:
         _check(self._driver, code)
+
+
+class Reports:
+    """Words on the host in which a kernel leaves its launch's number if it has something to tell.
+
+    Nothing is copied, cleared or allocated for a launch. A word serves again after as many launches as there are words.
+    """
+
+    def __init__(self) -> None:
+        words = torch.zeros(REPORTS, dtype=torch.int32, pin_memory=True)
+        self._address, self._words = words.data_ptr(), words.numpy()
+        self._numbers, self._latest = itertools.count(1), 0
+
+    def number(self) -> int:
+        """The next launch's number."""
+        self._latest = next(self._numbers)
+        return self._latest
+
+    def address(self, number: int) -> int:
+        """Of the word for this launch."""
+        return self._address + self._words.itemsize * (number % REPORTS)
+
+    def has(self, number: int) -> bool | None:
+        """Whether that launch, which is over, left its number; None if the word serves another by now."""
+        if self._latest - number >= REPORTS // 2:
+            return None
+        return int(self._words[number % REPORTS]) == number
+
+
+@cache
+def reports() -> Reports:
+    """Those of this process."""
+    return Reports()
 
 
 @cache

@@ -9,27 +9,37 @@ struct Frame {
   __device__ inline Frame(unsigned char* memory, C* block, C* right, C* left, int size) {
     int area = size * size;
     n = size, ld = H_SHARED ? n | 1 : n;
-    A = block, P = block + 3 * area, K = block + 4 * area, V = right, W = left;
-    spare_v = block + area, spare_w = block + 2 * area;  // of no other use once there are vectors
     rotations = (Rotation*)memory;
     vector = (C*)(rotations + 2 * n);
     values = vector + n;
     C* rest = values + n;
-    H = H_SHARED ? rest : spare_v;
-    if (H_SHARED) rest += n * ld;
-    Q = Q_SHARED ? rest : spare_w;
-    if (Q_SHARED) rest += SMALL ? n * ld : area;
+    A = block;
+    if (SMALL) {
+      H = spare_v = take(rest, n * ld);  // H and Q are of no other use once there are vectors
+      Q = spare_w = take(rest, n * ld);
+      P = take(rest, area), K = take(rest, area), V = take(rest, area), W = take(rest, area);
+    } else {
+      spare_v = block + area, spare_w = block + 2 * area, P = block + 3 * area, K = block + 4 * area;
+      V = right, W = left;
+      H = H_SHARED ? take(rest, n * ld) : spare_v;
+      Q = Q_SHARED ? take(rest, area) : spare_w;
+    }
     lengths = (R*)rest;
     scratch = lengths + n;
     partner = (int*)(scratch + 32);
     factors = (R*)vector;
+  }
+
+  __device__ static inline C* take(C*& rest, int count) {
+    C* start = rest;
+    rest += count;
+    return start;
   }
 };
 
 struct Scale {
   int exponent;
   R norm;  // of the scaled matrix
-  bool finite;
 };
 
 // A and H, scaled by a power of two to entries of at most 1, or zero if not finite; Q = I.
@@ -54,7 +64,7 @@ __device__ inline Scale load(Frame f, const R* source, bool real) {
   });
   R norm = sqrt(block_sum(total, f.scratch));
   __syncthreads();
-  return Scale{exponent, norm, finite};
+  return Scale{exponent, norm};
 }
 
 // Values, V and W from the Schur form; false if the QR iteration did not end.
@@ -102,35 +112,43 @@ __device__ inline bool improve(Frame f, Basis& basis, bool real) {
 }
 
 // V and the columns y_i = w_i^H to where they belong.
-__device__ inline void hand_out(Frame f, Basis basis) {
-  int n = f.n;
-  C *V = f.V, *W = f.W;
-  if (basis.V == V) {
+__device__ inline void hand_out(Basis basis, C* right, C* left, int n) {
+  if (basis.V == right) {
     each(n * n, [=](int e) {
       int r = e / n, c = e % n;
       if (r > c) return;
-      C upper = W[e], lower = W[c * n + r];
-      W[e] = conj(lower);
-      W[c * n + r] = conj(upper);
+      C upper = left[e], lower = left[c * n + r];
+      left[e] = conj(lower);
+      left[c * n + r] = conj(upper);
     });
   } else {
     each(n * n, [=](int e) {
-      V[e] = basis.V[e];
-      W[e] = conj(basis.W[e % n * n + e / n]);
+      right[e] = basis.V[e];
+      left[e] = conj(basis.W[e % n * n + e / n]);
     });
   }
 }
 
-// status_out: 1 for a matrix whose vectors are not to be used, 2 for one that is not finite, else 0. Eight small blocks
+// Leaves `number` on the host at `report` if an entry is NaN or infinite; in a launch of its own, so that the host need
+// not wait for the eigenpairs to learn of it.
+extern "C" __global__ void __launch_bounds__(128) not_finite(const R* input, int entries, int* report, int number) {
+  input += (long long)blockIdx.x * entries;
+  each(entries, [=](int e) {
+    if (!(fabs(input[e]) <= R(LARGEST))) *report = number;
+  });
+}
+
+// flagged_out: 1 for a matrix whose vectors are not to be used, else 0; if any, `number` is left at `report` too, which
+// is on the host. Eight small blocks
 // share a multiprocessor, which keeps a batch of a thousand in one wave.
 extern "C" __global__ void __launch_bounds__(THREADS, SMALL ? 8 : 1)
-    eigenpairs(const R* input, int complex_input, int n, R most, R closest, C* work, C* values_out, C* right_out,
-               C* left_out, R* condition_out, unsigned char* flagged_out, unsigned char* status_out) {
+    eigenpairs(const R* input, int complex_input, int n, R most, R spread, R closest, C* work, C* values_out,
+               C* right_out, C* left_out, R* condition_out, unsigned char* flagged_out, int* report, int number) {
   extern __shared__ __align__(16) unsigned char memory[];
   long long batch = blockIdx.x, area = (long long)n * n;
   bool real = !complex_input;
-  Frame f(memory, work + batch * 5 * area, right_out + batch * area, left_out + batch * area, n);
-  values_out += batch * n, condition_out += batch * n;
+  right_out += batch * area, left_out += batch * area, values_out += batch * n, condition_out += batch * n;
+  Frame f(memory, work + batch * (SMALL ? 1 : 5) * area, right_out, left_out, n);
   Scale scale = load(f, input + batch * area * (real ? 1 : 2), real);
   Basis basis = {f.V, f.W};
   bool good = solve(f, scale.norm, real);
@@ -142,8 +160,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, SMALL ? 8 : 1)
     __syncthreads();
     normalise(basis.V, basis.W, f.lengths, f.factors, n);
   }
-  good = good && !crowded(f.values, f.lengths, f.scratch, n, scale.norm, most, closest);
-  hand_out(f, basis);
+  good = good && !crowded(f.values, f.lengths, f.scratch, n, scale.norm, most, spread, closest);
+  hand_out(basis, right_out, left_out, n);
   each(n, [=](int i) {
     C value = good ? f.values[i] : values_out[i];
     values_out[i] = make(scalbn(value.x, scale.exponent), scalbn(value.y, scale.exponent));
@@ -151,6 +169,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, SMALL ? 8 : 1)
   });
   if (threadIdx.x == 0) {
     flagged_out[batch] = good ? 0 : 1;
-    status_out[batch] = !scale.finite ? 2 : good ? 0 : 1;
+    if (!good) *report = number;
   }
 }

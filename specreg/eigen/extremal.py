@@ -99,7 +99,7 @@ class _Extreme(Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated in turn
             return _gradient_through_all(matrix, cls.measure, cotangent, True)
         chosen = _first_largest(cls.measure(values), values)
-        right, left, found = _vectors(power_scaled(matrix)[0], values, chosen)
+        right, left, found = vectors_of(power_scaled(matrix)[0], values, chosen)
         factor = cotangent * cls.weight(values.gather(-1, chosen).squeeze(-1))
         gradient = _outer(left * factor[:, None], right, matrix)
         lost = (~found).nonzero()[:, 0]
@@ -142,7 +142,7 @@ def _outer(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
     return real.addcmul_(left.imag[:, :, None], right.imag[:, None, :])
 
 
-def _vectors(matrix: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def vectors_of(matrix: Tensor, values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Right and left vectors ``(b, n)`` of the chosen eigenvalues, yᴴv = 1, and whether they can be trusted ``(b)``."""
     eps = torch.finfo(matrix.dtype).eps
     value = values.gather(-1, chosen)

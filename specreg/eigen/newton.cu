@@ -10,18 +10,18 @@ __device__ void normalise(C* V, C* W, R* lengths, R* factors, int n) {
   __syncthreads();
   each(n * n, [&](int e) { V[e] = factors[e % n] * V[e]; });
   __syncthreads();
-  int lane = threadIdx.x % 32;
-  for (int i = threadIdx.x / 32; i < n; i += blockDim.x / 32) {
+  int lane = threadIdx.x % LANES;
+  for (int i = threadIdx.x / LANES; i < n; i += blockDim.x / LANES) {
     C dot = make(R(0), R(0));
-    for (int k = lane; k < n; k += 32) dot = fused(dot, W[i * n + k], V[k * n + i]);
-    dot = reciprocal(warp_sum(dot));
+    for (int k = lane; k < n; k += LANES) dot = fused(dot, W[i * n + k], V[k * n + i]);
+    dot = reciprocal(row_sum(dot));
     R sum = R(0);
-    for (int k = lane; k < n; k += 32) {
+    for (int k = lane; k < n; k += LANES) {
       C entry = dot * W[i * n + k];
       W[i * n + k] = entry;
       sum += square(entry);
     }
-    sum = warp_sum(sum);
+    sum = row_sum(sum);
     if (lane == 0) lengths[i] = sqrt(sum);
   }
   __syncthreads();
@@ -108,7 +108,7 @@ __device__ Change refine(const C* A, Basis old, Basis next, C* P, C* K, C* value
 
 // A real matrix has real values with real vectors and conjugate pairs; makes them so. False if they do not pair up.
 __device__ bool conjugate(C* V, C* W, C* values, int* partner, R* scratch, int n) {
-  int lane = threadIdx.x % 32;
+  int lane = threadIdx.x % LANES;
   R alone = R(0);
   each(n, [=](int i) {
     C own = conj(values[i]);
@@ -121,42 +121,42 @@ __device__ bool conjugate(C* V, C* W, C* values, int* partner, R* scratch, int n
     partner[i] = best;
   });
   __syncthreads();
-  for (int i = threadIdx.x / 32; i < n; i += blockDim.x / 32) {
+  for (int i = threadIdx.x / LANES; i < n; i += blockDim.x / LANES) {
     int j = partner[i];
     if (partner[j] != i) {
       alone = R(1);
     } else if (j == i) {
       C sum = make(R(0), R(0));
-      for (int k = lane; k < n; k += 32) sum = fused(sum, V[k * n + i], V[k * n + i]);
-      C turn = root(warp_sum(sum));
+      for (int k = lane; k < n; k += LANES) sum = fused(sum, V[k * n + i], V[k * n + i]);
+      C turn = root(row_sum(sum));
       turn = (R(1) / modulus(turn)) * turn;
-      for (int k = lane; k < n; k += 32) {
+      for (int k = lane; k < n; k += LANES) {
         V[k * n + i] = make((conj(turn) * V[k * n + i]).x, R(0));
         W[i * n + k] = make((turn * W[i * n + k]).x, R(0));
       }
       if (lane == 0) values[i].y = R(0);
     } else if (values[i].y > values[j].y || (values[i].y == values[j].y && i < j)) {
-      for (int k = lane; k < n; k += 32) {
+      for (int k = lane; k < n; k += LANES) {
         V[k * n + j] = conj(V[k * n + i]);
         W[j * n + k] = conj(W[i * n + k]);
       }
       C mean = R(0.5) * (values[i] + conj(values[j]));
-      __syncwarp();
+      __syncwarp(row_mask());
       if (lane == 0) values[i] = mean, values[j] = conj(mean);
     }
   }
   return block_max(alone, scratch) == R(0);
 }
 
-// True if some value's rounding error, sixteen times over, reaches its neighbour, or a value is within closest * norm
+// True if some value's rounding error, spread * kappa * norm, reaches its neighbour, or a value is within closest * norm
 // of another, or some condition number is above `most`.
-__device__ bool crowded(const C* values, const R* lengths, R* scratch, int n, R norm, R most, R closest) {
+__device__ bool crowded(const C* values, const R* lengths, R* scratch, int n, R norm, R most, R spread, R closest) {
   R found = R(0);
   each(n, [&](int i) {
     R gap = R(1e30);
     for (int j = 0; j < n; ++j)
-      if (j != i) gap = fmin(gap, modulus(values[j] - values[i]));
-    bool alone = fmax(R(16) * EPSILON * lengths[i], closest) * norm < gap;
+      if (j != i) gap = fmin(gap, square(values[j] - values[i]));
+    bool alone = fmax(spread * lengths[i], closest) * norm < sqrt(gap);
     if (!alone || !(lengths[i] <= most)) found = R(1);
   });
   return block_max(found, scratch) != R(0);

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.clusters import clustered
-from specreg.eigen.precise import packed_residual, power_of_two, residual
-from specreg.eigen.refine import Basis, RealForm, Step, complex_vectors, newton, packed, step
+from specreg.eigen.precise import power_of_two
+from specreg.eigen.refine import Basis, Step, complex_vectors, newton, packed
 
 Result = TypeVar("Result")
 
 LARGEST_BATCHED_LU = 128  # with more than one thread torch's batched LU hangs above this size
 LARGEST_SHARED_SIZE = 128  # up to here LAPACK's eigensolver gains more from sharing the batch among threads
 SEPARATION = 16.0  # an eigenvalue stands alone if this · eps · ‖A‖_F · κ is below its gap
-ROUGH = 256.0  # a first correction above this · eps · κ asks for another, from residuals in twice the precision
+SHORT = {torch.float64: torch.float32, torch.complex128: torch.complex64}  # for the products of a first correction
+WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+# noise of residuals in working precision, in κ·eps, up to which a first step settles all; and a later one, in double
+QUIET, LOUDEST = 2.0**8, 2.0**23
 LARGEST_CORRECTION = 0.1  # above it the vectors are no start for Newton's method
 PRECISE_STEPS = 4
 PIECE = 2**17  # entries of matrices solved at once on the CPU: their temporaries stay in the cache
@@ -56,13 +59,13 @@ def eigenpairs(matrix: Tensor) -> Pairs:
     kernel = kernel_for(matrix)
     if kernel is not None:
         flat = matrix.reshape(-1, size, size)
-        pairs = _resolved(flat, kernel.eigenpairs(flat))
+        pairs = resolved(flat, kernel.eigenpairs(matrix))
     else:
         check_finite(matrix)
         flat = matrix.reshape(-1, size, size)
         scaled, exponent = power_scaled(flat)
-        pairs = _pieced_pairs(scaled) if matrix.device.type == "cpu" else refined_pairs(scaled)
-        pairs = _resolved(flat, replace(pairs, values=power_unscaled(pairs.values, exponent)))
+        pairs = _joined(in_pieces(refined_pairs, scaled) if matrix.device.type == "cpu" else [refined_pairs(scaled)])
+        pairs = resolved(flat, replace(pairs, values=power_unscaled(pairs.values, exponent)))
     return Pairs(*(part.reshape((*batch, *part.shape[1:])) for part in (getattr(pairs, name) for name in FIELDS)))
 
 
@@ -114,59 +117,63 @@ def refined_pairs(matrix: Tensor, eps: float | None = None) -> Pairs:
 
     `eps` is the precision of the entries, if not the dtype's. Matrices that are `flagged` hold no valid vectors.
     """
-    working = torch.finfo(matrix.dtype).eps
-    eps = working if eps is None else eps
-    real = not matrix.is_complex() and matrix.device.type == "cpu"
+    eps = torch.finfo(matrix.dtype).eps if eps is None else eps
+    on_cpu, rounded = matrix.device.type == "cpu", _single_products_are_rounded(matrix)
+    if rounded and matrix.dtype in WIDE:
+        wide = refined_pairs(matrix.to(WIDE[matrix.dtype]), eps)
+        return Pairs(*(part.to(SHORT.get(part.dtype, part.dtype)) for part in (getattr(wide, n) for n in FIELDS[:-1])))
     values, vectors = torch.linalg.eig(matrix)
-    form, right = packed(values, vectors, real)
-    if not real:
-        matrix = matrix.to(values.dtype)
-    first = step(matrix, Basis(form, right, _inverse(right)))
+    form, right = packed(values, vectors, on_cpu and not matrix.is_complex())
+    basis = Basis(form, right, _inverse(right).mT.contiguous())
+    matrix = matrix.to(right.dtype)
+    first = newton(matrix, basis, SHORT.get(right.dtype, right.dtype) if on_cpu and not rounded else right.dtype)
     alone = _stand_alone(matrix, first, eps) & (first.moved <= LARGEST_CORRECTION).all(-1)  # False at a NaN
-    rough = alone & (first.moved > ROUGH * working * first.condition).any(-1)
     pairs = _finished(first, ~alone)
-    chosen = rough.nonzero()[:, 0]
+    chosen = (alone & ~_settled(first, QUIET)).nonzero()[:, 0]
     if not len(chosen):
         return pairs
-    if working > torch.finfo(torch.float64).eps:
-        wide = torch.complex128 if matrix.is_complex() else torch.float64
-        return put(pairs, chosen, refined_pairs(matrix[chosen].to(wide), eps))
+    if matrix.real.dtype != torch.float64:
+        return put(pairs, chosen, refined_pairs(matrix[chosen].to(WIDE[matrix.dtype]), eps))
     return put(pairs, chosen, _more_precise(matrix[chosen], first.basis.part(chosen), eps))
+
+
+def _single_products_are_rounded(matrix: Tensor) -> bool:
+    """Whether torch may multiply matrices of single precision with fewer digits, as it does if told to."""
+    backend = torch.backends.cuda.matmul if matrix.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return backend.fp32_precision not in ("none", "ieee")
 
 
 def _stand_alone(matrix: Tensor, step: Step, eps: float) -> Tensor:
     """Whether every eigenvalue of a matrix is further from the others than rounding could move it, ``(b,)``."""
-    norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))[:, None]
-    return cast(Tensor, (SEPARATION * eps * norm * step.condition < step.gap).all(-1))
+    norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))
+    return cast(Tensor, SEPARATION * eps * norm * step.closeness < 1)
+
+
+def _settled(step: Step, quiet: float) -> Tensor:
+    """Whether what a step leaves is within κ·eps for every vector, ``(b,)``.
+
+    That is the product of what each side moved by, and the noise of residuals in twice the precision.
+    """
+    eps = torch.finfo(step.moved.dtype).eps
+    spread = step.moved.amax(-1, True) * step.condition.amax(-1, True)
+    return ((step.moved * spread <= eps * step.condition) & (step.noise <= quiet)).all(-1)
 
 
 def _more_precise(matrix: Tensor, basis: Basis, eps: float) -> Pairs:
-    """Newton steps with residuals in twice the precision, until they move nothing."""
-    working = torch.finfo(matrix.dtype).eps
+    """Newton steps until they move nothing."""
     for _ in range(PRECISE_STEPS):
-        next = newton(basis, *_precise_residuals(matrix, basis))
+        next = newton(matrix, basis, matrix.dtype)
         basis = next.basis
-        # what remains is the product of what each side moved by, as the residuals are next to exact
-        spread = next.moved.amax(-1, True) * next.condition.amax(-1, True)
-        settled = (next.moved * spread <= working * next.condition).all(-1)
+        settled = _settled(next, LOUDEST)
         if settled.all():
             break
     return _finished(next, ~(settled & _stand_alone(matrix, next, eps)))
 
 
-def _precise_residuals(matrix: Tensor, basis: Basis) -> tuple[Tensor, Tensor]:
-    form, right, left = basis.form, basis.right, basis.left
-    if isinstance(form, RealForm):
-        right_residual = packed_residual(matrix, right, form.swapped(right), form.values, -1)
-        left = left.mT.contiguous()
-        return right_residual, packed_residual(matrix.mT, left, form.swapped(left), form.values, 1).mT
-    return residual(matrix, right, form.values), residual(matrix.mT, left.mT, form.values).mT
-
-
 def _finished(step: Step, flagged: Tensor) -> Pairs:
-    form, right = step.basis.form, step.basis.right
-    left = form.normalised(right, step.basis.left)
-    return Pairs(form.values, right, left, step.condition.clamp_min(1), flagged)
+    basis = step.basis
+    left = basis.left.mT
+    return Pairs(basis.form.values, basis.right.mT, left.conj().resolve_conj(), step.condition.clamp_min(1), flagged)
 
 
 def put(pairs: Pairs, index: Tensor, part: Pairs) -> Pairs:
@@ -179,7 +186,7 @@ def put(pairs: Pairs, index: Tensor, part: Pairs) -> Pairs:
     return Pairs(**merged)
 
 
-def _resolved(matrix: Tensor, pairs: Pairs) -> Pairs:
+def resolved(matrix: Tensor, pairs: Pairs) -> Pairs:
     """The same with every flagged matrix taken cluster by cluster, on the CPU in double precision."""
     if pairs.clusters is not None:
         return pairs  # nothing was flagged, and a kernel has said so
@@ -201,11 +208,8 @@ def _resolved(matrix: Tensor, pairs: Pairs) -> Pairs:
     return put(pairs, chosen, Pairs(**stacked, flagged=pairs.flagged[chosen]))
 
 
-def _pieced_pairs(matrix: Tensor) -> Pairs:
-    """`refined_pairs` of a batch on the CPU, piece by piece."""
-    parts = _in_pieces(refined_pairs, matrix)
-    if len(parts) == 1:
-        return parts[0]
+def _joined(parts: list[Pairs]) -> Pairs:
+    """The pairs of all pieces of a batch, contiguous."""
     return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in FIELDS[:-1]))
 
 
@@ -213,23 +217,27 @@ def eigvals(matrix: Tensor) -> Tensor:
     """Eigenvalues alone, without refinement."""
     if matrix.device.type != "cpu":
         return torch.linalg.eigvals(matrix)  # type: ignore[no-any-return]
-    return torch.cat(_in_pieces(torch.linalg.eigvals, matrix))
+    return torch.cat(in_pieces(torch.linalg.eigvals, matrix))
 
 
-def _in_pieces(solve: Callable[[Tensor], Result], matrix: Tensor) -> list[Result]:
-    """`solve` of the pieces of a batch, on as many threads as torch may use where LAPACK would use only one."""
+def in_pieces(solve: Callable[..., Result], matrix: Tensor, *others: Tensor) -> list[Result]:
+    """`solve` of the pieces of a batch, on as many threads as torch may use where LAPACK would use only one.
+
+    All tensors are split in the same places. Nothing is recorded for a derivative.
+    """
     size = matrix.shape[-1]
     workers = torch.get_num_threads() if size <= LARGEST_SHARED_SIZE else 1
     # in threads of our own a piece has to be so small that torch does not divide its operations among more threads
-    pieces = matrix.split(max(1, (PIECE if workers < 2 else DIVIDED) // (size * size)))
+    length = max(1, (PIECE if workers < 2 else DIVIDED) // (size * size))
+    pieces = list(zip(*(part.split(length) for part in (matrix, *others)), strict=True))
     workers = min(workers, len(pieces))
-    if workers < 2:
-        return [solve(piece) for piece in pieces]
 
-    def solve_detached(piece: Tensor) -> Result:
+    def solve_detached(piece: tuple[Tensor, ...]) -> Result:
         with torch.no_grad():  # a thread of its own does not inherit the mode
-            return solve(piece)
+            return solve(*piece)
 
+    if workers < 2:
+        return [solve_detached(piece) for piece in pieces]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(solve_detached, pieces))
 

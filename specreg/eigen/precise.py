@@ -12,13 +12,14 @@ import math
 import torch
 from torch import Tensor
 
+DIGITS = {torch.float64: 53, torch.float32: 24}
 SPLITTER = 2.0**27 + 1  # halves the 53 bits of a float64
 
 
 def residual(matrix: Tensor, vectors: Tensor, values: Tensor) -> Tensor:
     """A x_i − λ_i x_i for the columns of ``(b, n, k)`` complex or real vectors, complex or real values ``(b, k)``.
 
-    All float64 or complex128. Absolute error about 2⁻⁷⁰ ‖A‖‖x_i‖ before the result is rounded.
+    All float64 or complex128. Absolute error about 2⁻¹⁰⁰ ‖A‖‖x_i‖ before the result is rounded.
     """
     complex_result = vectors.is_complex() or values.is_complex() or matrix.is_complex()
     if not complex_result:
@@ -36,14 +37,33 @@ def residual(matrix: Tensor, vectors: Tensor, values: Tensor) -> Tensor:
     return torch.complex(real_part, _real_residual(matrix, [(imag, x), (real, y)], imag))
 
 
-def packed_residual(matrix: Tensor, vectors: Tensor, swapped: Tensor, values: Tensor, sign: int) -> Tensor:
-    """A V − (V x + sign · V′ y) for real V, its columns V′ with partners exchanged, and values x + iy."""
-    return _real_residual(matrix, [(vectors, values.real), (sign * swapped, values.imag)], vectors)
-
-
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     """2^exponent, exactly."""
     return torch.ldexp(torch.ones_like(exponent, dtype=dtype), exponent)
+
+
+def norm_exponent(norm: Tensor) -> Tensor:
+    """The least e with norm < 2^e."""
+    return torch.frexp(norm).exponent
+
+
+def split(tensor: Tensor, exponent: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
+    """The leading `bits` bits below 2^exponent (1 if None), where all entries must be, and the rest, exactly.
+
+    Leading parts are multiples of one unit. Products of two, and sums of them, are exact as long as they stay below the
+    product of both powers and both `bits` together are less than a number's digits. Of complex tensors both parts are
+    split.
+    """
+    real = tensor.real.dtype
+    shift = 1.5 * 2.0 ** (DIGITS[real] - 1 - bits)
+    anchor = shift if exponent is None else shift * power_of_two(exponent, real)
+    if not tensor.is_complex():
+        leading = (tensor + anchor).sub_(anchor)
+        return leading, tensor - leading
+    if isinstance(anchor, Tensor):
+        anchor = anchor[..., None]
+    leading = torch.view_as_complex((torch.view_as_real(tensor) + anchor).sub_(anchor))
+    return leading, tensor - leading
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +83,7 @@ def _product_terms(left: Tensor, right: Tensor) -> list[Tensor]:
     bits = (53 - math.ceil(math.log2(max(left.shape[-1], 2)))) // 2
     a, b, c = _slices(left, -1, bits)
     x, y, z = _slices(right, -2, bits)
-    return [a @ x, a @ y, b @ x, b @ y + (a @ z + c @ x)]
+    return [a @ x, a @ y, b @ x, b @ (y + z) + (a @ z + c @ right)]
 
 
 def _slices(matrix: Tensor, dim: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Newton steps on a whole basis of right and left eigenvectors at once, batched.
 
-A real matrix keeps its basis real: of a pair λ, λ̄ the columns Re v and Im v of the right vector v stand where v and v̄
-would, and the inverse of that matrix has the rows 2 Re w and −2 Im w of the left one, so that every product is real.
+Vectors are rows here: v_iᵀ and w_i, the rows of W = V⁻¹. A real matrix keeps its basis real: of a pair λ, λ̄ the rows
+Re v and Im v of the right vector v stand where v and v̄ would, and the inverse of that matrix has the columns 2 Re w and
+−2 Im w of the left one, so that every product is real.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specreg.eigen.precise import DIGITS, norm_exponent, split
+
+FEW = 12  # bits of A and W split off where the rest of V is small enough for short products
+
 
 @dataclass(frozen=True)
 class Quotients:
-    """What dividing by λ_j − λ_i needs, and how far each λ is from the next."""
+    """What dividing by λ_i − λ_j needs, and by how much that amplifies what it divides."""
 
     factors: tuple[Tensor, ...]  # of (b, n, n)
-    gap: Tensor  # (b, n), |λ_i − λ_j| of the nearest j
+    amplification: Tensor  # (b, n), (Σ_j κ_j²/|λ_i − λ_j|²)^½
+    closeness: Tensor  # (b,), the largest κ_i/|λ_i − λ_j|, infinite where two λ are equal
 
 
 @dataclass(frozen=True)
@@ -26,44 +32,42 @@ class ComplexForm:
 
     values: Tensor  # (b, n), complex
 
-    def right_residual(self, matrix: Tensor, right: Tensor) -> Tensor:
-        """A V − V Λ."""
-        return (matrix @ right).addcmul_(right, self.values[:, None, :], value=-1)
+    def swapped(self, rows: Tensor) -> Tensor:
+        """What `subtract` needs beside U: nothing more."""
+        return rows
 
-    def left_residual(self, matrix: Tensor, left: Tensor) -> Tensor:
-        """W A − Λ W."""
-        return (left @ matrix).addcmul_(left, self.values[:, :, None], value=-1)
+    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor) -> Tensor:
+        """`result` − ΛU, in place."""
+        return result.addcmul_(rows, self.values[:, :, None], value=-1)
 
-    def quotients(self) -> Quotients:
-        """D_ij = 1/(λ_j − λ_i), 0 where that is no number."""
-        difference = self.values[:, None, :] - self.values[:, :, None]
-        distance = torch.hypot(difference.real, difference.imag)
-        distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-        reciprocal = difference.reciprocal_().masked_fill_((distance == 0) | (distance == torch.inf), 0)
-        return Quotients((reciprocal,), distance.amin(-1))
+    def quotients(self, condition: Tensor, dtype: torch.dtype) -> Quotients:
+        """1/(λ_i − λ_j), 0 where that is no number."""
+        difference = (self.values[:, :, None] - self.values[:, None, :]).to(dtype)
+        near = torch.view_as_real(difference).square().sum(-1)
+        near.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        amplification, closeness = _amplification(near.reciprocal_(), condition)
+        if not torch.isfinite(closeness).all():
+            near.masked_fill_(near == torch.inf, 0)
+        return Quotients((difference.conj() * near,), amplification, closeness)
 
     def divide(self, matrix: Tensor, quotients: Quotients) -> Tensor:
-        """X with XΛ − ΛX = M off the diagonal and 0 on it."""
+        """X with ΛX − XΛ = M off the diagonal and 0 on it."""
         return matrix * quotients.factors[0]
 
     def diagonal(self, matrix: Tensor) -> Tensor:
-        """The diagonal of M = W … V, complex ``(b, n)``."""
+        """The diagonal of M, complex ``(b, n)``."""
         return matrix.diagonal(dim1=-2, dim2=-1)
 
-    def right_norms(self, right: Tensor) -> Tensor:
+    def right_norms(self, rows: Tensor) -> Tensor:
         """‖v_i‖, ``(b, n)``."""
-        return torch.view_as_real(right).square().sum((-3, -1)).sqrt_()
+        return torch.linalg.vector_norm(rows, dim=-1)  # type: ignore[no-any-return]
 
-    def left_norms(self, left: Tensor) -> Tensor:
+    def left_norms(self, rows: Tensor) -> Tensor:
         """‖w_i‖, ``(b, n)``."""
-        return torch.view_as_real(left).square().sum((-2, -1)).sqrt_()
-
-    def normalised(self, right: Tensor, left: Tensor) -> Tensor:
-        """The left vectors as columns y_i = w_iᴴ, with y_iᴴ v_i = 1."""
-        left = left.mH.resolve_conj().contiguous()
-        return left * (right.conj() * left).sum(-2, keepdim=True).reciprocal()
+        return self.right_norms(rows)
 
     def replaced(self, values: Tensor) -> ComplexForm:
+        """The form of other values in the same order."""
         return ComplexForm(values)
 
     def part(self, index: Tensor) -> ComplexForm:
@@ -93,83 +97,65 @@ class RealForm:
         return RealForm(values, real, imag, every - first, every.view(-1), sign.abs_())
 
     def swapped(self, matrix: Tensor) -> Tensor:
-        """The columns with partners exchanged."""
-        return matrix.gather(-1, self.partner[:, None, :].expand_as(matrix))
-
-    def swapped_rows(self, matrix: Tensor) -> Tensor:
         """The rows with partners exchanged."""
-        return matrix.reshape(-1, matrix.shape[-1]).index_select(0, self.row).view_as(matrix)
+        return matrix.view(-1, matrix.shape[-1]).index_select(0, self.row).view_as(matrix)
 
-    def right_residual(self, matrix: Tensor, right: Tensor) -> Tensor:
-        """A V − V Λ, of the block-diagonal Λ with [[x, y], [−y, x]] for a pair x ± iy."""
-        result = (matrix @ right).addcmul_(right, self.real[:, None, :], value=-1)
-        return result.addcmul_(self.swapped(right), self.imag[:, None, :])
+    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor) -> Tensor:
+        """`result` − ΛU in place, of the block-diagonal Λ with [[x, −y], [y, x]] for a pair x ± iy."""
+        result.addcmul_(rows, self.real[:, :, None], value=-1)
+        return result.addcmul_(swapped, self.imag[:, :, None])
 
-    def left_residual(self, matrix: Tensor, left: Tensor) -> Tensor:
-        """W A − Λ W."""
-        result = (left @ matrix).addcmul_(left, self.real[:, :, None], value=-1)
-        return result.addcmul_(self.swapped_rows(left), self.imag[:, :, None], value=-1)
-
-    def quotients(self) -> Quotients:
+    def quotients(self, condition: Tensor, dtype: torch.dtype) -> Quotients:
         """The four factors of `divide`.
 
-        With g = 1/(λ_j − λ_i) and h = 1/(λ_j − λ̄_i) they are ½ of Re(g + h), Re(g − h), −Im(g + h) and Im(g − h).
-        Within a pair the part of M that commutes with Λ is no XΛ − ΛX and is left out: g and h are 0 there.
+        With g = 1/(λ_i − λ_j) and h = 1/(λ_i − λ̄_j) they are ½ of Re(g + h), Re(g − h), Im(g + h) and −Im(g − h).
+        Within a pair the part of M that commutes with Λ is no ΛX − XΛ and is left out: g and h are 0 there.
         """
         row, column = self.imag[:, :, None], self.imag[:, None, :]
-        real, below, above = self.real[:, None, :] - self.real[:, :, None], row - column, row + column
+        real = (self.real[:, :, None] - self.real[:, None, :]).to(dtype)
+        below, above = (row - column).to(dtype), (row + column).to(dtype)
         square = real * real
-        near, far = torch.addcmul(square, below, below), torch.addcmul(square, above, above)
+        near, far = torch.addcmul(square, below, below), torch.addcmul(square, above, above, out=square)
         near.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
         far.scatter_(-1, self.partner[:, :, None], torch.inf)
-        gap = near.amin(-1).sqrt_()
-        if not gap.all():
-            near, far = (part.masked_fill_(part == 0, torch.inf) for part in (near, far))
-        near, far = near.reciprocal_().mul_(0.5), far.reciprocal_().mul_(0.5)
+        near, far = near.reciprocal_(), far.reciprocal_()
+        amplification, closeness = _amplification(near, condition)
+        if not torch.isfinite(closeness).all():
+            near, far = (part.masked_fill_(part == torch.inf, 0) for part in (near, far))
+        near, far = near.mul_(0.5), far.mul_(0.5)
         g_real, h_real, g_imag, h_imag = real * near, real.mul_(far), below.mul_(near), above.mul_(far)
-        return Quotients((g_real + h_real, g_real.sub_(h_real), h_imag - g_imag, h_imag.add_(g_imag)), gap)
+        factors = g_real + h_real, g_real.sub_(h_real), h_imag - g_imag, h_imag.add_(g_imag)
+        return Quotients(factors, amplification, closeness)
 
     def divide(self, matrix: Tensor, quotients: Quotients) -> Tensor:
-        """X with XΛ − ΛX = M off the diagonal and 0 on it, both in the complex basis.
+        """X with ΛX − XΛ = M off the diagonal and 0 on it, both in the complex basis.
 
         M ↦ X is a sum of the four maps that exchange the partners of neither, both, the columns or the rows.
         """
         neither, both, columns, rows = quotients.factors
-        swapped = self.swapped(matrix)
-        result = (neither * matrix).addcmul_(both, self.swapped_rows(swapped))
-        return result.addcmul_(columns, swapped).addcmul_(rows, self.swapped_rows(matrix))
+        swapped = matrix.gather(-1, self.partner[:, None, :].expand_as(matrix))
+        result = (neither * matrix).addcmul_(both, self.swapped(swapped))
+        return result.addcmul_(columns, swapped).addcmul_(rows, self.swapped(matrix))
 
     def diagonal(self, matrix: Tensor) -> Tensor:
-        """The diagonal of M = W … V in the complex basis, ``(b, n)``."""
+        """The diagonal of M in the complex basis, ``(b, n)``."""
         beside = matrix.gather(-1, self.partner[:, :, None]).squeeze(-1)
-        return torch.complex(*self._pair_sums(matrix.diagonal(dim1=-2, dim2=-1), beside))
-
-    def _pair_sums(self, diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
-        """The complex diagonal of M from M_ii and M_ij, j the partner of i: real and imaginary part."""
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         other, beside_other = (part.gather(-1, self.partner) for part in (diagonal, beside))
-        return (diagonal + other).mul_(0.5), (beside - beside_other).mul_(0.5)
+        return torch.complex((diagonal + other).mul_(0.5), (beside_other - beside).mul_(0.5))
 
-    def right_norms(self, right: Tensor) -> Tensor:
+    def right_norms(self, rows: Tensor) -> Tensor:
         """‖v_i‖, ``(b, n)``."""
-        return self._pair_norms((right * right).sum(-2))
+        squares = torch.linalg.vector_norm(rows, dim=-1).square_()
+        return torch.addcmul(squares, squares.gather(-1, self.partner), self.paired.to(squares.dtype)).sqrt_()
 
-    def left_norms(self, left: Tensor) -> Tensor:
+    def left_norms(self, rows: Tensor) -> Tensor:
         """‖w_i‖, ``(b, n)``."""
         # rows hold twice the parts of a complex w
-        return self._pair_norms((left * left).sum(-1)) * (1 - 0.5 * self.paired)
-
-    def _pair_norms(self, squares: Tensor) -> Tensor:
-        return torch.addcmul(squares, squares.gather(-1, self.partner), self.paired).sqrt_()
-
-    def normalised(self, right: Tensor, left: Tensor) -> Tensor:
-        """The left vectors as columns, with y_iᴴ v_i = 1: a turn and a stretch of each pair."""
-        left = left.mT.contiguous()
-        swapped = self.swapped(left)
-        real, imag = self._pair_sums((left * right).sum(-2), (swapped * right).sum(-2))
-        square = real * real + imag * imag
-        return (left * (real / square)[:, None, :]).addcmul_(swapped, (imag / square)[:, None, :])
+        return self.right_norms(rows) * (1 - 0.5 * self.paired)
 
     def replaced(self, values: Tensor) -> RealForm:
+        """The form of other values in the same order."""
         return replace(self, values=values, real=values.real.contiguous(), imag=values.imag.contiguous())
 
     def part(self, index: Tensor) -> RealForm:
@@ -180,19 +166,25 @@ class RealForm:
 Form = ComplexForm | RealForm
 
 
+def _amplification(squares: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    """Both such numbers of `Quotients` from 1/|λ_i − λ_j|²."""
+    weighted = squares * condition.square()[:, :, None].to(squares.dtype)
+    return weighted.sum(-2).sqrt_(), weighted.amax((-1, -2)).sqrt_()
+
+
 def packed(values: Tensor, vectors: Tensor, real: bool) -> tuple[Form, Tensor]:
-    """The form of a batch of eigenvalues as LAPACK orders them, and its vectors in that form."""
+    """The form of a batch of eigenvalues as LAPACK orders them, and its vectors (columns) as rows in that form."""
+    rows = vectors.mT
     if not real:
-        return ComplexForm(values), vectors
+        return ComplexForm(values), rows.contiguous()
     form = RealForm.of(values)
-    every = 2 * torch.arange(values.shape[-1], device=values.device) - (form.imag < 0).long()  # of Re v₁ Im v₁ Re v₂ …
-    parts = torch.view_as_real(vectors).flatten(-2)
-    return form, parts.gather(-1, every[:, None, :].expand_as(vectors))
+    parts, second = torch.view_as_real(rows), (form.imag < 0).to(form.imag)[:, :, None]
+    return form, torch.mul(parts[..., 0], 1 - second).addcmul_(parts[..., 1], second, value=-1)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Right vectors (columns of V, near length 1) and left ones (rows of W ≈ V⁻¹) of a batch."""
+    """Right vectors (rows v_iᵀ of Vᵀ, near length 1) and left ones (rows of W ≈ V⁻¹) of a batch."""
 
     form: Form
     right: Tensor  # (b, n, n), in the form's layout
@@ -210,31 +202,58 @@ class Step:
     basis: Basis
     moved: Tensor  # (b, n), relative change of the vectors, the larger of both sides
     condition: Tensor  # (b, n), κ_i before the step
-    gap: Tensor  # (b, n), before the step
+    closeness: Tensor  # (b,), the largest κ_i over a distance to another eigenvalue, before the step
+    noise: Tensor  # (b, n), how many κ·eps residuals in working precision would leave in a vector
 
 
-def newton(basis: Basis, right_residual: Tensor, left_residual: Tensor) -> Step:
-    """One step on all vectors, each side from its own residual.
+def newton(matrix: Tensor, basis: Basis, dtype: torch.dtype) -> Step:
+    """One step on all vectors, from A V − V Λ and W V − I in more than working precision.
 
-    With R = AV − VΛ, L = WA − ΛW and D_ij = 1/(λ_j − λ_i) off the diagonal: V + V[(WR)∘D], W − [(LV)∘D]W and
-    λ_i + w_i r_i. One residual for both sides would leave the error of W as an inverse of V.
+    With R = AV − VΛ, X_ij = (WR)_ij/(λ_j − λ_i) off the diagonal and 0 on it: V + VX, W − (WV − I + X)W and
+    λ_i + w_i r_i, in the memory of the basis given. Products of what is small are taken in `dtype`: if that is shorter
+    than A's, the noise of working precision is divided by 2^12, else by the root of its eps.
     """
     form, right, left = basis.form, basis.right, basis.left
-    quotients = form.quotients()
-    right_error = left @ right_residual
-    values = form.values + form.diagonal(right_error)
-    right_step = right @ form.divide(right_error, quotients)
-    left_step = form.divide(left_residual @ right, quotients) @ left
+    norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))[:, None]
     condition = form.left_norms(left)
-    moved = torch.maximum(form.right_norms(right_step), form.left_norms(left_step) / condition)
-    after = Basis(form.replaced(values), right_step.add_(right), torch.sub(left, left_step, out=left_step))
-    return Step(after, moved, condition, quotients.gap)
+    quotients = form.quotients(condition, dtype)
+    digits = DIGITS[norm.dtype]
+    bits = FEW if dtype != right.dtype else (digits - 1) // 2
+    high, low = split(right, None, digits - 1 - bits)
+    low, short_right, short_left = low.to(dtype), right.to(dtype), left.to(dtype)
+    inner = _residual(matrix, norm_exponent(norm), form, high, low, bits) @ short_left.mT  # (WR)ᵀ
+    values = form.values + form.diagonal(inner)
+    change = form.divide(inner, quotients)
+    right_step = change @ short_right
+    # twice κ, as of pairs W holds 2 Re w
+    defect = _defect(left, short_left, norm_exponent(2 * condition), high, low, bits)
+    left_step = defect.add_(change).mT @ short_left
+    moved = torch.maximum(form.right_norms(right_step), form.left_norms(left_step) / condition).to(norm.dtype)
+    noise = quotients.amplification * norm / (matrix.shape[-1] * condition)
+    after = Basis(form.replaced(values), right.add_(right_step), left.sub_(left_step))
+    return Step(after, moved, condition, quotients.closeness, noise)
 
 
-def step(matrix: Tensor, basis: Basis) -> Step:
-    """A Newton step with residuals in working precision."""
-    form = basis.form
-    return newton(basis, form.right_residual(matrix, basis.right), form.left_residual(matrix, basis.left))
+def _residual(matrix: Tensor, exponent: Tensor, form: Form, high: Tensor, low: Tensor, bits: int) -> Tensor:
+    """(A V − V Λ)ᵀ of Vᵀ = high + low.
+
+    The products of leading parts, and their sums, are exact; what follows is so much smaller.
+    """
+    leading, trailing = split(matrix, exponent[:, :, None], bits)
+    leading_values, trailing_values = split(form.values, exponent, bits)
+    swapped = form.swapped(high)
+    result = form.replaced(leading_values).subtract(high @ leading.mT, high, swapped).baddbmm_(high, trailing.mT)
+    result = form.replaced(trailing_values).subtract(result, high, swapped).to(low.dtype)
+    short = form.replaced(form.values.to(torch.promote_types(low.dtype, torch.complex32)))
+    return result.add_(short.subtract(low @ matrix.to(low.dtype).mT, low, form.swapped(low)))
+
+
+def _defect(left: Tensor, short_left: Tensor, exponent: Tensor, high: Tensor, low: Tensor, bits: int) -> Tensor:
+    """(W V − I)ᵀ of Vᵀ = high + low."""
+    leading, trailing = split(left, exponent[:, :, None], bits)
+    result = high @ leading.mT
+    result.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return result.baddbmm_(high, trailing.mT).to(low.dtype).add_(low @ short_left.mT)
 
 
 def partners(values: Tensor) -> tuple[Tensor, Tensor]:

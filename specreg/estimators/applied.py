@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specreg.estimators.base import Estimator, at_counted_steps
+from specreg.estimators.base import Estimator, counted_transition
 from specreg.operators import LinearOperator, StructuredOperator
 from specreg.system import LinearSystem
 
@@ -46,7 +46,4 @@ class AppliedOperator(Estimator[StructuredOperator]):
                 f"AppliedOperator takes a system or a structured operator, got {type(source).__name__}: wrap it as "
                 "Dense(…)"
             )
-        transition, mask = source.transition, source.mask
-        if mask is None or transition.shape[1] == 1:
-            return transition
-        return at_counted_steps(transition, mask)
+        return counted_transition(source)

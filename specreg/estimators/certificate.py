@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from torch import Tensor
 from specreg.eigen.first_order import first_order_only
 from specreg.estimators.search import Found
 from specreg.estimators.subspace import Array
-from specreg.operators import Dense, LinearOperator, StructuredOperator
+from specreg.operators import LinearOperator
 from specreg.spectrum import Extremes
-from specreg.system import LinearSystem
 
 COPIES = 100.0  # values closer than this many tolerances are copies of one
 
@@ -32,32 +30,6 @@ class TornPair(UserWarning):
 
 class DenseInstead(UserWarning):
     """A dense solve replaced Krylov iterations that would have taken longer."""
-
-
-def linear_operator(source: LinearSystem | LinearOperator, name: str) -> LinearOperator:
-    """The operator, or the transition of a system all of whose steps count; `TypeError` or `ValueError` otherwise."""
-    if isinstance(source, LinearOperator):
-        return source
-    if not isinstance(source, LinearSystem):
-        raise TypeError(f"{name} takes a system or a linear operator, got {type(source).__name__}: wrap it as Dense(…)")
-    if source.mask is not None and not bool(source.mask.all()):
-        raise ValueError(f"{name} takes systems without masked steps: give it system.transition with those steps alone")
-    return source.transition
-
-
-def kind(operator: LinearOperator) -> tuple[torch.dtype, torch.device]:
-    """Type and device of an operator's entries; `TypeError` for an operator that does not say."""
-    if isinstance(operator, Dense):
-        return operator.matrix.dtype, operator.matrix.device
-    if isinstance(operator, StructuredOperator):
-        tensors = [value for field in fields(operator) if isinstance(value := getattr(operator, field.name), Tensor)]
-        real = torch.zeros(operator.shape[:-1], dtype=tensors[0].real.dtype, device=tensors[0].device)
-        with torch.no_grad():
-            return operator.mv(real).dtype, tensors[0].device
-    dtype, device = getattr(operator, "dtype", None), getattr(operator, "device", None)
-    if not isinstance(dtype, torch.dtype) or device is None:
-        raise TypeError(f"{type(operator).__name__} must have the attributes dtype and device")
-    return dtype, torch.device(device)
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -1,94 +1,70 @@
-"""The most extreme eigenvalues of dense matrices: all values without vectors, then inverse iteration for the wanted."""
+"""The most extreme eigenvalues of dense matrices: all values without vectors, then the vectors of the wanted alone."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from specreg.eigen.extremal import vectors_of as chosen_vectors
 from specreg.eigen.pairs import eigvals
 from specreg.estimators.search import Found
-from specreg.estimators.subspace import Array, End, random_vector
-
-SHIFT = 8.0  # eps of the radius by which inverse iteration stands off the eigenvalue
-STEPS = 2
+from specreg.estimators.subspace import Array, End
 
 
-def dense_ends(matrices: Tensor, end: End, count: int, generator: torch.Generator) -> tuple[list[Found], list[Found]]:
-    """Right and left pairs of finite matrices (b, n, n), one of each for each matrix."""
-    spectra = eigvals(matrices).to(torch.complex128).cpu().numpy()
-    pairs = [_ends(matrix, values, end, count, generator) for matrix, values in zip(matrices, spectra, strict=True)]
-    return [right for right, _ in pairs], [left for _, left in pairs]
+def dense_ends(matrices: Tensor, end: End, count: int) -> tuple[list[Found], list[Found]]:
+    """Right and left pairs of finite matrices (b, n, n), one of each for each matrix; the vectors come from the CPU."""
+    spectra = eigvals(matrices).cpu()
+    pairs = [_ends(matrix, spectrum, end, count) for matrix, spectrum in zip(matrices.cpu(), spectra, strict=True)]
+    return [_on(right, matrices.device) for right, _ in pairs], [_on(left, matrices.device) for _, left in pairs]
 
 
-def _ends(matrix: Tensor, values: Array, end: End, count: int, generator: torch.Generator) -> tuple[Found, Found]:
-    values = values[end.order(values)]
-    wanted, radius = values[:count], float(np.abs(values).max())
-    near = 100 * torch.finfo(matrix.dtype).eps * radius
-    right: list[Tensor] = []
-    left: list[Tensor] = []
+def _on(found: Found, device: torch.device) -> Found:
+    return replace(found, vectors=found.vectors.to(device))
+
+
+def _ends(matrix: Tensor, spectrum: Tensor, end: End, count: int) -> tuple[Found, Found]:
+    values = spectrum.to(torch.complex128).numpy()
+    order = end.order(values)
+    values = values[order]
+    wanted, real = values[:count], not matrix.is_complex()
+    near = 100 * torch.finfo(matrix.dtype).eps * float(np.abs(values).max())
+    pairs: list[tuple[Tensor, Tensor]] = []
     for index, value in enumerate(wanted):
-        if index and not matrix.is_complex() and value.imag and value == wanted[index - 1].conjugate():
-            right.append(right[-1].conj())
-            left.append(left[-1].conj())
+        if index and real and value.imag and value == wanted[index - 1].conjugate():
+            pairs.append((pairs[-1][0].conj(), pairs[-1][1].conj()))
             continue
-        copies = [other for other in range(index) if abs(wanted[other] - value) <= near]
-        found = _inverse_iterations(matrix, value, radius, [(right[o], left[o]) for o in copies], generator)
-        right.append(found[0])
-        left.append(found[1])
+        copies = np.flatnonzero(np.abs(values - value) <= near)
+        found = _one(matrix, spectrum, int(order[index])) if len(copies) == 1 else None
+        pairs.append(found or _singular(matrix, spectrum[order[index]], near, int((copies < index).sum())))
     partner = values[count] if count < len(values) else None
-    torn = not matrix.is_complex() and wanted[-1].imag != 0 and partner == wanted[-1].conjugate()
+    torn = real and wanted[-1].imag != 0 and partner == wanted[-1].conjugate()
     split = bool(torn and end.score(np.array([partner]))[0] >= end.score(wanted)[-1])
+    right, left = zip(*pairs, strict=True)
     return _found(wanted, right, values, split), _found(wanted.conj(), left, values.conj(), split)
 
 
-def _shifted(matrix: Tensor, value: complex, radius: float) -> tuple[Tensor, Tensor]:
-    """The LU factors of A − λI, the shift a little off the eigenvalue, in real arithmetic where both are real."""
-    eps = torch.finfo(matrix.dtype).eps
-    shift = value + SHIFT * eps * (radius or 1.0)
-    if value.imag and not matrix.is_complex():
-        matrix = matrix.to(torch.complex64 if matrix.dtype == torch.float32 else torch.complex128)
-    shifted = matrix.clone()
-    shifted.diagonal().sub_(shift if matrix.is_complex() else shift.real)
-    factors, pivots = torch.linalg.lu_factor(shifted)
-    smallest = eps * eps * (radius or 1.0)  # a triangular matrix has its eigenvalues as pivots
-    diagonal = factors.diagonal()
-    diagonal.copy_(torch.where(diagonal == 0, smallest, diagonal))
-    return factors, pivots
+def _one(matrix: Tensor, spectrum: Tensor, index: int) -> tuple[Tensor, Tensor] | None:
+    """Unit right and left vectors of an eigenvalue by inverse iteration, None where they cannot be trusted."""
+    right, left, trusted = chosen_vectors(matrix[None], spectrum[None], torch.tensor([[index]]))
+    return (right[0], left[0] / torch.linalg.vector_norm(left)) if bool(trusted) else None
 
 
-def _inverse_iterations(
-    matrix: Tensor, value: complex, radius: float, copies: list[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A right and a left vector of an eigenvalue, beside those that are known; singular vectors where LU overflows."""
-    factors = _shifted(matrix, value, radius)
-    right = _inverse_iteration(factors, [other for other, _ in copies], False, generator)
-    left = _inverse_iteration(factors, [other for _, other in copies], True, generator)
-    if bool(torch.isfinite(torch.view_as_real(right + left)).all()):
-        return right, left
-    shifted = matrix.to(right.dtype).clone()  # a long Jordan block: the inverse is beyond the number range
+def _singular(matrix: Tensor, value: Tensor, near: float, place: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors that A − λ and its adjoint make smallest, orthogonal to those at earlier places for copies of λ.
+
+    The first ones again where λ is defective and has no further ones.
+    """
+    shifted = matrix.to(value.dtype).clone()
     shifted.diagonal().sub_(value)
-    outer, _, inner = torch.linalg.svd(shifted)
-    place = -1 - len(copies)
-    return inner[place].conj(), outer[:, place]
+    outer, sizes, inner = torch.linalg.svd(shifted)
+    index = -1 - place if float(sizes[-1 - place]) <= near else -1
+    return inner[index].conj(), outer[:, index]
 
 
-def _inverse_iteration(
-    factors: tuple[Tensor, Tensor], copies: list[Tensor], adjoint: bool, generator: torch.Generator
-) -> Tensor:
-    """A unit eigenvector, complex, orthogonal to those found for copies of the eigenvalue."""
-    vector = random_vector(len(factors[0]), factors[0], generator)
-    for _ in range(STEPS):
-        vector = torch.linalg.lu_solve(*factors, vector.unsqueeze(-1), adjoint=adjoint).squeeze(-1)
-        vector = vector / vector.abs().max()  # its norm may overflow
-        for other in copies:
-            basis = other if vector.is_complex() else other.real
-            vector = vector - basis * torch.vdot(basis, vector)
-        vector = vector / torch.linalg.vector_norm(vector)
-    return vector if vector.is_complex() else torch.complex(vector, torch.zeros_like(vector))
-
-
-def _found(values: Array, vectors: list[Tensor], spectrum: Array, split: bool) -> Found:
+def _found(values: Array, vectors: tuple[Tensor, ...], spectrum: Array, split: bool) -> Found:
     return Found(
         values=values,
         vectors=torch.stack(vectors, -1),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specreg.estimators.base import Estimator
-from specreg.estimators.quadrature import KrylovSpace, apply, as_operator, draw_probes, lanczos
+from specreg.estimators.base import Estimator, as_operator
+from specreg.estimators.quadrature import KrylovSpace, apply, draw_probes, lanczos
 from specreg.operators import LinearOperator
 from specreg.spectrum import Density
 from specreg.system import LinearSystem
@@ -54,7 +54,7 @@ class KernelPolynomial(Estimator[Density]):
             raise ValueError(f"bounds {self.bounds} of the spectrum: the first must be below the second")
 
     def __call__(self, source: LinearSystem | LinearOperator, generator: torch.Generator | None = None) -> Density:
-        operator = as_operator(source)
+        operator = as_operator(source, "KernelPolynomial")
         probes = draw_probes(operator, self.num_probes, generator)
         centre, radius = self._interval(operator, probes)
         for _ in range(WIDENINGS):

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specreg.estimators.base import Estimator
+from specreg.estimators.base import Estimator, as_operator, number_type, own_stream
 from specreg.estimators.certificate import (
     DenseInstead,
     certified,
     check_adjoint,
     images,
-    kind,
-    linear_operator,
     paired,
     quotients,
     warn_of_torn_pairs,
@@ -44,7 +42,7 @@ class Krylov(Estimator[Extremes]):
     tolerance: float | None = None  # of the residuals, relative to the largest modulus; None: √eps of the type
     max_matvecs: int = 2000  # products, of both sides together
     krylov_dim: int | None = None  # vectors in a basis before a restart; None: 64, or 4 for each eigenvalue
-    copy_risk: float = 1e-5  # allowed chance of missing a copy of a multiple eigenvalue; 1: take all for simple
+    copy_risk: float = 1e-5  # allowed chance of missing an eigenvalue's copy or close twin; 1: take all for simple
 
     gives: ClassVar[type] = Extremes
     projection: ClassVar[type[Projection]]
@@ -105,11 +103,11 @@ class Arnoldi(Krylov):
     be as extreme, |θ| + r ≥ |λ_k|. Where further copies of a multiple eigenvalue would change the answer, a second
     random vector looks for them. What is not certain is returned with an `Uncertified` warning.
 
-    ``arnoldi(operator, generator, start)``: `start` is an earlier result for a nearby operator. A structured operator
-    without a gap goes to a dense solve, with a `DenseInstead` warning; up to n = 64 it does so silently. A `TornPair`
-    warning says so if the k-th value is one of two conjugates. Batch elements are searched in step. Raises `ValueError`
-    for products that are not finite, with the index of the batch element, for more eigenvalues than n, and for a
-    tolerance below what the type can hold.
+    ``arnoldi(source, generator, start)``: an operator, or a system, whose steps are a batch, masked ones left out;
+    `start` is an earlier result for a nearby one. A structured operator without a gap goes to a dense solve, with a
+    `DenseInstead` warning; up to n = 64 it does so silently. A `TornPair` warning says so if the k-th value is one of
+    two conjugates. Batch elements are searched in step. Raises `ValueError` for products that are not finite, with the
+    index of the batch element, for more eigenvalues than n, and for a tolerance below what the type can hold.
     """
 
     projection: ClassVar[type[Projection]] = General
@@ -120,10 +118,10 @@ class Arnoldi(Krylov):
         generator: torch.Generator | None = None,
         start: Extremes | None = None,
     ) -> Extremes:
-        operator = linear_operator(source, "Arnoldi")
-        dtype, device = kind(operator)
+        operator = as_operator(source, "Arnoldi")
+        dtype, device = number_type(operator)
         aim = self.aim(operator.shape[-1], dtype, max(self.max_matvecs // 2, 1))
-        draw = generator or torch.Generator().manual_seed(0)
+        draw = own_stream(generator)
         with torch.no_grad():
             right, left = _both_sides(operator, aim, dtype, device, start, draw)
         return extremes(operator, right, left, aim, dtype)
@@ -141,7 +139,7 @@ def _both_sides(
     size = operator.shape[-1]
     structured = operator if isinstance(operator, StructuredOperator) else None
     if structured is not None and size <= SMALLEST:
-        return _dense(structured, aim, generator)
+        return _dense(structured, aim)
     aim = replace(aim, dense_matvecs=float("inf") if structured is None else DENSE_MATVECS * size)
     batch = operator.shape[:-2]
     firsts, share = first_vectors(batch, size, dtype, device, generator, None if start is None else start.right)
@@ -153,7 +151,7 @@ def _both_sides(
             DenseInstead,
             stacklevel=3,
         )
-        return _dense(structured, aim, generator, right)
+        return _dense(structured, aim, right)
     aim = replace(aim, end=aim.end.mirrored(), dense_matvecs=float("inf"))
     # not from the right vectors, near as they may be: what one side misses, the other shall find independently
     firsts, share = first_vectors(batch, size, dtype, device, generator, None if start is None else start.left)
@@ -189,13 +187,11 @@ def first_vectors(
     return [one + STIR * other for one, other in zip(sums, drawn, strict=True)], STIR
 
 
-def _dense(
-    operator: StructuredOperator, aim: Aim, generator: torch.Generator, tried: Sequence[Found] = ()
-) -> tuple[list[Found], list[Found]]:
+def _dense(operator: StructuredOperator, aim: Aim, tried: Sequence[Found] = ()) -> tuple[list[Found], list[Found]]:
     matrices = operator.dense().flatten(0, -3) if len(operator.shape) > 2 else operator.dense().unsqueeze(0)
     for index, matrix in enumerate(matrices):
         check_finite(matrix, index, operator.shape[:-2])
-    right, left = dense_ends(matrices, aim.end, aim.count, generator)
+    right, left = dense_ends(matrices, aim.end, aim.count)
     spent = max((one.matvecs for one in tried), default=0)
     return [replace(one, matvecs=spent) for one in right], left
 

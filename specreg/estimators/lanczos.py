@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from specreg.estimators.certificate import certified, kind, quotients
+from specreg.estimators.base import number_type, own_stream
+from specreg.estimators.certificate import certified, quotients
 from specreg.estimators.krylov import Krylov, first_vectors, per_element, stacked
 from specreg.estimators.search import Found, Search, answer
 from specreg.estimators.subspace import Projection, Symmetric
@@ -26,7 +27,9 @@ class Lanczos(Krylov):
     Thick restarts (Wu, Simon 2000, SIAM J. Matrix Anal. Appl. 22) with full reorthogonalisation, so that no value is
     returned twice that occurs once. The gradient is xᴴ(dA)x, by one reverse pass through one product, once. `converged`
     means that the residual, recomputed from the products that built the basis, is within `tolerance`, and that no other
-    Ritz value can be as extreme; copies of multiple eigenvalues as in `Arnoldi`.
+    Ritz value can be as extreme. There is one search, not two as in `Arnoldi`: for several values a second random
+    vector counts what may have been missed beyond the last of them, copies and simple ones alike; one value alone is
+    iterated on until a simple one 1000 tolerances away has been seen, both up to `copy_risk`.
 
     ``lanczos(operator, generator, start)``: takes a `SelfAdjoint` operator, such as `Hessian`, and raises `TypeError`
     for any other; `ValueError` as `Arnoldi` does, for ``which="largest_imaginary"``, and for an operator whose products
@@ -54,9 +57,9 @@ class Lanczos(Krylov):
                 f"Lanczos takes a SelfAdjoint operator, got {type(source).__name__}: use Arnoldi, or "
                 "SelfAdjointMatrixFree(lambda v: matrix @ v, size) if it is symmetric"
             )
-        dtype, device = kind(source)
+        dtype, device = number_type(source)
         aim = self.aim(source.shape[-1], dtype, self.max_matvecs)
-        draw = generator or torch.Generator().manual_seed(0)
+        draw = own_stream(generator)
         batch = source.shape[:-2]
         with torch.no_grad():
             known = None if start is None else start.right

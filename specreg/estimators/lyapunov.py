@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.first_order import first_order_only
-from specreg.estimators.base import Estimator
-from specreg.estimators.quadrature import number_type, own_stream
+from specreg.estimators.base import Estimator, number_type, own_stream
 from specreg.operators import Diagonal, LinearOperator, ScaledIdentity, StructuredOperator
 from specreg.spectrum import Exponents
 from specreg.system import LinearSystem

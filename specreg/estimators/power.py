@@ -10,8 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from specreg.estimators.base import Estimator
-from specreg.estimators.certificate import kind, linear_operator
+from specreg.estimators.base import Estimator, as_operator, number_type, own_stream
 from specreg.estimators.krylov import extremes, first_vectors, reachable
 from specreg.estimators.search import MARGIN, Aim, Found, Ritz, answer
 from specreg.estimators.subspace import End, General, combined, orthogonality, random_vector
@@ -47,12 +46,12 @@ class PowerIteration(Estimator[Extremes]):
         generator: torch.Generator | None = None,
         start: Extremes | None = None,
     ) -> Extremes:
-        operator = linear_operator(source, "PowerIteration")
-        dtype, device = kind(operator)
+        operator = as_operator(source, "PowerIteration")
+        dtype, device = number_type(operator)
         batch, size = operator.shape[:-2], operator.shape[-1]
         tolerance = reachable(self.tolerance, dtype)
         aim = Aim(1, End(), tolerance, min(self.block, size), self.max_matvecs // 2, 1.0, General)
-        draw = generator or torch.Generator().manual_seed(0)
+        draw = own_stream(generator)
         sides: list[list[Found]] = []
         with torch.no_grad():
             known = (None, None) if start is None else (start.right, start.left)

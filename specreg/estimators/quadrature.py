@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.first_order import first_order_only
-from specreg.estimators.base import Estimator, at_counted_steps
+from specreg.estimators.base import Estimator, as_operator, number_type, own_stream
 from specreg.operators import LinearOperator, StructuredOperator
 from specreg.spectrum import Density
 from specreg.system import LinearSystem
@@ -47,7 +47,7 @@ class LanczosQuadrature(Estimator[Density]):
                 raise ValueError(f"{name} is {getattr(self, name)}: allowed are whole numbers from 1 on")
 
     def __call__(self, source: LinearSystem | LinearOperator, generator: torch.Generator | None = None) -> Density:
-        operator = as_operator(source)
+        operator = as_operator(source, "LanczosQuadrature")
         krylov = lanczos(operator, draw_probes(operator, self.num_probes, generator), self.krylov_dim)
         nodes, weights = _GaussRule.apply(krylov.projected, krylov.dimension)  # type: ignore[no-untyped-call]
         return Density(nodes * krylov.scale, weights)
@@ -63,15 +63,6 @@ class KrylovSpace:
     residual: Tensor  # (*batch, probes), β_k: the size of what the last step left, over scale
 
 
-def as_operator(source: LinearSystem | LinearOperator) -> LinearOperator:
-    """The operator itself, or a system's transitions at the steps that count, one batch axis in front of the heads."""
-    if isinstance(source, LinearSystem):
-        return source.transition if source.mask is None else at_counted_steps(source.transition, source.mask)
-    if not isinstance(source, LinearOperator):
-        raise TypeError(f"a density is of a system or an operator, got {type(source).__name__}: wrap it as Dense(…)")
-    return source
-
-
 def draw_probes(operator: LinearOperator, num_probes: int, generator: torch.Generator | None) -> Tensor:
     """Independent vectors, uniform on the unit sphere, ``(*batch, probes, n)``; a fresh generator of seed 0 if None."""
     dtype, device = number_type(operator)
@@ -80,34 +71,6 @@ def draw_probes(operator: LinearOperator, num_probes: int, generator: torch.Gene
     probes = torch.randn(shape, dtype=dtype, generator=draw).to(device)
     norm: Tensor = torch.linalg.vector_norm(probes, dim=-1, keepdim=True)
     return probes / norm
-
-
-def number_type(operator: LinearOperator) -> tuple[torch.dtype, torch.device]:
-    """What an operator says that it acts on, or, if structured, what its tensors are."""
-    dtype, device = getattr(operator, "dtype", None), getattr(operator, "device", None)
-    if dtype is not None and device is not None:
-        return dtype, torch.device(device)
-    tensors: list[Tensor] = []
-    if isinstance(operator, StructuredOperator):
-        operator.map(lambda field: tensors.append(field) or field)  # type: ignore[func-returns-value]
-    if not tensors:
-        raise TypeError(f"{type(operator).__name__} does not say what it acts on: give it a `dtype` and a `device`")
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype, tensors[0].device
-
-
-def own_stream(generator: torch.Generator | None) -> torch.Generator:
-    """A generator on the CPU, seeded by a draw from `generator`, or from one of seed 0.
-
-    A weight drawn under the same seed would otherwise hold the very numbers of the probes, and estimates on it would be
-    far off: of a 200×200 matrix of normal entries by thirteen standard errors.
-    """
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    seed = torch.randint(2**62, (), device=generator.device, generator=generator)
-    return torch.Generator().manual_seed(int(seed))
 
 
 def apply(operator: LinearOperator, vectors: Tensor) -> Tensor:  # (*batch, r, n)

@@ -26,7 +26,7 @@ from specreg.estimators.subspace import (
 from specreg.operators import LinearOperator
 
 MARGIN = 0.95  # the estimate of a residual stops this far below the tolerance, since the recomputed one has rounding
-SETTLED = 0.03  # residual, relative to the distance from an eigenvalue, of a Ritz vector with next to no part in it
+TWIN = 1000.0  # tolerances between two eigenvalues from which on both are seen, up to the allowed risk
 PATIENCE = 32  # products before the rate of convergence is judged
 WARM_RISK = 0.1  # of not having seen a newcomer, on each of the two sides, which draw independently
 
@@ -101,20 +101,6 @@ class Ritz:
         """
         wanted = self.scores[: self.count]
         return float(wanted[wanted > self.level + 2 * error].min(initial=math.inf))
-
-    def settled(self, score: float) -> tuple[int, float]:
-        """How many leading pairs an eigenvector of this score has next to no part in, and what that part takes away.
-
-        An eigenvector w of λ overlaps with a Ritz vector by r/|λ − θ| at most. In the complement of such vectors w's
-        eigenvalue falls by Σ r²/|λ − θ| at most, and by r for each of those that λ may be next to, if A is Hermitian;
-        otherwise that is the order of magnitude.
-        """
-        gaps, residuals = score - self.scores, self.residuals
-        known = residuals <= SETTLED * gaps
-        known[: self.count] = True
-        count = len(known) if known.all() else int(known.argmin())
-        others = slice(self.count, count)
-        return count, float(residuals[: self.count].sum() + (residuals[others] ** 2 / gaps[others]).sum())
 
     def rivals(self) -> Array:
         """Which others may be as extreme as the last wanted one: |θ| + r ≥ |λ_k|, as indices."""
@@ -200,9 +186,22 @@ class Search:
         self.history.append((self.used, float(worst / ritz.radius) if worst else 0.0))
         if self.basis.complete:
             return True
-        if worst > MARGIN * self.aim.tolerance * ritz.radius:
+        if worst > self._goal(ritz) * ritz.radius:
             return False
         return self.share == 1 or self._log_newcomer(ritz) <= math.log(WARM_RISK)
+
+    def _goal(self, ritz: Ritz) -> float:
+        """The residual, relative to the radius, at which the wanted pairs are found.
+
+        Near two simple eigenvalues λ, μ that are close a Ritz vector mixes x and y as the first vector v did, with a
+        residual of |λ − μ| |yᴴv/xᴴv|: at a residual r there is a chance of (2/π) r/|λ − μ| that μ goes unseen.
+        Where nothing else would show it, that is to be the allowed one from a distance of `TWIN` tolerances on.
+        """
+        goal = MARGIN * self.aim.tolerance
+        if self.aim.projection.searches > 1 or ritz.inner(self.aim.tolerance * ritz.radius) < math.inf:
+            return goal
+        tight = math.pi / 2 * self.aim.risk * TWIN * self.aim.tolerance
+        return min(goal, max(tight, 10 * torch.finfo(self.first.dtype).eps))
 
     def _log_newcomer(self, ritz: Ritz) -> float:
         """log of the probability that a warm start did not see an eigenvalue that now is as extreme as the wanted."""
@@ -225,6 +224,8 @@ class Search:
         level = ritz.inner(error)
         if self.basis.complete or level == math.inf or self.aim.risk >= 1:
             return True
+        if self.aim.projection.searches == 1:  # it may as well have missed a simple one beside the last
+            level = ritz.level + (ritz.count + 3) * error
         if not self.basis.locked:
             if (yield from self._probe(ritz, level)):
                 return True
@@ -246,12 +247,11 @@ class Search:
 
     def _probe(self, ritz: Ritz, level: float) -> Generator[Tensor, Tensor, bool]:
         """A short iteration in the complement: True if no eigenvalue of this score is in it, up to the allowed risk."""
-        # of what is not settled, rounding or a near copy may have made a part a copy already: it stays in
-        count, drop = ritz.settled(level)
+        error = self.aim.tolerance * ritz.radius
+        count, level = self.aim.projection.hidden(self.aim.end, ritz.values, ritz.residuals, ritz.count, level, error)
         known = self.aim.projection.leading(self.basis.projected, self.aim.end, count)
         rows = torch.from_numpy(known.T.copy()).to(self.basis.vectors) @ self.basis.vectors[: self.basis.size]
-        level = level - drop
-        most = ritz.level + self.aim.tolerance * ritz.radius  # above it is another one, whatever the residuals
+        most = ritz.level + error  # above it is another one, whatever the residuals
         room = min(self.basis.capacity, len(self.first) - len(rows))
         if room < 1:
             return True
@@ -262,9 +262,10 @@ class Search:
             norm = basis.extend(orthogonalised(product, rows)[1])
             log_norm += math.log(norm) if norm > 0 else -math.inf
             roots = self.aim.projection.eigen(basis.projected)[0]
-            if self.aim.end.score(roots).max() > most:
+            top = float(self.aim.end.score(roots).max())
+            if top > most:
                 return False
-            if self._log_copy(log_norm, roots, level, ritz.radius) <= math.log(self.aim.risk):
+            if top < level and self._log_copy(log_norm, roots, level, ritz.radius) <= math.log(self.aim.risk):
                 return True
         return False
 

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import scipy.linalg
@@ -21,6 +21,7 @@ from torch import Tensor
 Which = Literal["largest_modulus", "largest_real", "smallest_real", "largest_imaginary"]
 Array = NDArray[Any]
 BREAKDOWN = 10.0  # a remainder below this many eps of the product is rounding
+SETTLED = 0.03  # residual, relative to the distance from an eigenvalue, of a Ritz vector with next to no part in it
 SAMPLES = 129  # points on the line beyond which an eigenvalue must not have been missed
 
 
@@ -65,6 +66,8 @@ def end_of(which: str) -> End:
 class Projection(ABC):
     """How the small matrix VᴴAV is taken apart."""
 
+    searches: ClassVar[int]  # from vectors drawn independently: what is missed has to escape them all
+
     @staticmethod
     @abstractmethod
     def check(matrix: Array, tolerance: float) -> None:
@@ -88,9 +91,20 @@ class Projection(ABC):
     def boundary(end: End, score: float, radius: float) -> Array:
         """The points with this score, as far as the spectrum of an operator of this radius can reach."""
 
+    @staticmethod
+    @abstractmethod
+    def hidden(end: End, values: Array, residuals: Array, count: int, score: float, error: float) -> tuple[int, float]:
+        """Where to look for an eigenvalue of this score, or up to `error` less, beside those that Ritz values show.
+
+        Of Ritz pairs (m,), the most extreme first, `count` of them wanted: in the complement of how many of the leading
+        ones, and from which score on the operator would have an eigenvalue there.
+        """
+
 
 class General(Projection):
     """No symmetry: the Schur form, real where the matrix is real (Stewart 2001, SIAM J. Matrix Anal. Appl. 23)."""
+
+    searches = 2  # for right and for left vectors
 
     @staticmethod
     def check(matrix: Array, tolerance: float) -> None:
@@ -123,9 +137,26 @@ class General(Projection):
             return np.asarray(score * np.exp(2j * np.pi * np.arange(SAMPLES) / SAMPLES))
         return np.asarray((score + 2j * radius * np.linspace(-1, 1, SAMPLES)) / end.rotation)
 
+    @staticmethod
+    def hidden(end: End, values: Array, residuals: Array, count: int, score: float, error: float) -> tuple[int, float]:
+        """In the complement of the pairs that such an eigenvector has next to no part in.
+
+        It overlaps with a Ritz vector by r/|λ − θ| at most, up to the condition. In the complement its eigenvalue falls
+        by r²/|λ − θ| for each, and by r where λ may be next to θ: the order of magnitude, A not being Hermitian. Of
+        what is not settled, rounding or a near copy may have made a part a copy already: it stays in.
+        """
+        gaps = score - end.score(values)
+        known = residuals <= SETTLED * gaps
+        known[:count] = True
+        settled = len(known) if known.all() else int(known.argmin())
+        others = slice(count, settled)
+        return settled, float(score - residuals[:count].sum() - (residuals[others] ** 2 / gaps[others]).sum())
+
 
 class Symmetric(Projection):
     """A Hermitian matrix: real eigenvalues, orthonormal eigenvectors."""
+
+    searches = 1
 
     @staticmethod
     def check(matrix: Array, tolerance: float) -> None:
@@ -149,6 +180,20 @@ class Symmetric(Projection):
     @staticmethod
     def boundary(end: End, score: float, radius: float) -> Array:
         return np.array([score, -score], complex) if end.rotation is None else np.array([score / end.rotation])
+
+    @staticmethod
+    def hidden(end: End, values: Array, residuals: Array, count: int, score: float, error: float) -> tuple[int, float]:
+        """In the complement of all of them, by counting: no more than that is above σ = score − error.
+
+        A has as many eigenvalues above σ as there are Ritz values, and as the Schur complement
+        C + f fᴴ Σ rᵢ²/(σ − θᵢ) has, C the operator in the complement and f the residuals' direction (Haynsworth 1968,
+        Linear Algebra and its Applications 1). The last term raises an eigenvalue by its norm at most.
+        """
+        sigma = score - error
+        sides = (1.0, -1.0) if end.rotation is None else (end.rotation.real,)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            raised = [float((residuals**2 / (sigma - side * values.real)).sum()) for side in sides]
+        return len(values), sigma - max(0.0, *raised) if np.isfinite(raised).all() else -np.inf
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class StructuredOperator(LinearOperator):
     Every tensor field has the full batch axes in front (size 1 where constant), so that an operation on the batch
     is the same operation on every field.
     """
+
+    normal: ClassVar[bool] = False  # whether every member is a normal map, with κ = 1, and no eigensolve is made
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -84,11 +86,13 @@ class StructuredOperator(LinearOperator):
         return self.log_modulus(), self.phase()
 
     def conditioned(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`polar`, and κ of each distinct eigenvalue ``(*batch, m)``, detached; None where no solve has found it.
+        """`polar`, and κ = ‖v‖‖y‖/|yᴴv| of each distinct eigenvalue ``(*batch, m)``, detached; None: not known.
 
-        κ is 1 throughout for normal maps, which scalars, diagonals and single reflections are.
+        v and y are vectors of the operator itself, whatever smaller problem they come from. κ is exactly 1 for
+        `normal` maps.
         """
-        return (*self.polar(), None)
+        log_modulus, phase = self.polar()
+        return log_modulus, phase, torch.ones_like(log_modulus.detach()) if self.normal else None
 
     @classmethod
     @abstractmethod
@@ -111,7 +115,11 @@ class StructuredOperator(LinearOperator):
         """One operator for each of `length` time steps, batch axes ``(B|1, H)``; a time-invariant one is repeated."""
         if self.shape[1] == 1:
             return [self.map(lambda field: field.squeeze(1))] * length
-        unbound = {f.name: v.unbind(1) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        unbound = {
+            f.name: v.unbind(1) * (length if v.shape[1] == 1 else 1)
+            for f in fields(self)
+            if isinstance(v := getattr(self, f.name), Tensor)
+        }
         return [replace(self, **{name: parts[t] for name, parts in unbound.items()}) for t in range(length)]
 
 

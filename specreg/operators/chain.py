@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specreg.eigen import eigenvalues
+from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
 from specreg.operators.base import StructuredOperator, check_window, windowed_sum
 from specreg.operators.closed_form import Diagonal, ScaledIdentity
 from specreg.operators.dense import Dense
@@ -51,15 +51,27 @@ class Chain(StructuredOperator):
 
     def polar(self) -> tuple[Tensor, Tensor]:
         scalars, others = self._split()
-        if (others and all(isinstance(other, Diagonal) for other in others)) or len(others) == 1:
-            log_modulus, phase = (torch.stack(parts).sum(0) for parts in zip(*(o.polar() for o in others), strict=True))
-        elif others:
-            log_modulus, phase = _polar_of_product(others)
+        if len(others) > 1 and not _all_diagonal(others):
+            product, logs = _joined(others)
+            log_modulus, phase = polar(eigenvalues(product))
+            return self._with_scalars(scalars, log_modulus + logs, phase)
+        log_modulus, phase = (torch.stack(p).sum(0) for p in zip(*(o.polar() for o in others or scalars), strict=True))
+        return self._with_scalars(scalars if others else [], log_modulus, phase)
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """κ is that of the one factor that is no scalar, or of the product; scalars and diagonals have 1."""
+        scalars, others = self._split()
+        if _all_diagonal(others):
+            log_modulus, phase = self.polar()
+            return log_modulus, phase, torch.ones_like(log_modulus.detach())
+        if len(others) == 1:
+            log_modulus, phase, condition = others[0].conditioned()
         else:
-            log_modulus, phase = scalars.pop().polar()
-        for scalar in scalars:
-            log_modulus, phase = log_modulus + scalar.log_modulus(), phase + scalar.phase()
-        return log_modulus if self.log_factor is None else log_modulus + self.log_factor.unsqueeze(-1), phase
+            product, logs = _joined(others)
+            values, condition = conditioned_eigenvalues(product)
+            log_modulus, phase = polar(values)
+            log_modulus = log_modulus + logs
+        return (*self._with_scalars(scalars, log_modulus, phase), condition)
 
     def log_modulus(self) -> Tensor:
         return self.polar()[0]
@@ -114,6 +126,13 @@ class Chain(StructuredOperator):
     def _split(self) -> tuple[list[StructuredOperator], list[StructuredOperator]]:
         scalars = [factor for factor in self.factors if isinstance(factor, ScaledIdentity)]
         return [*scalars], [factor for factor in self.factors if not isinstance(factor, ScaledIdentity)]
+
+    def _with_scalars(
+        self, scalars: Sequence[StructuredOperator], log_modulus: Tensor, phase: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        for scalar in scalars:
+            log_modulus, phase = log_modulus + scalar.log_modulus(), phase + scalar.phase()
+        return log_modulus if self.log_factor is None else log_modulus + self.log_factor.unsqueeze(-1), phase
 
     def _times(self, matrix: Tensor) -> Tensor:
         return matrix if self.log_factor is None else matrix * self.log_factor.exp()[..., None, None]
@@ -174,11 +193,15 @@ def _power(matrix: Tensor, log_scale: Tensor, exponent: int) -> Chain:
     return Chain((Dense(result),), logs)
 
 
-def _polar_of_product(factors: Sequence[StructuredOperator]) -> tuple[Tensor, Tensor]:
+def _joined(factors: Sequence[StructuredOperator]) -> tuple[Tensor, Tensor]:
+    """The product of factors brought to order 1, and the log of what that took out, ``(*batch, 1)``."""
     scales = [magnitude(factor) for factor in factors]
     parts = [factor.scaled(-scale).dense() for factor, scale in zip(factors, scales, strict=True)]
-    log_modulus, phase = polar(eigenvalues(_product(parts)))
-    return log_modulus + torch.stack(scales).sum(0).unsqueeze(-1), phase
+    return _product(parts), torch.stack(scales).sum(0).unsqueeze(-1)
+
+
+def _all_diagonal(factors: Sequence[StructuredOperator]) -> bool:
+    return all(isinstance(factor, Diagonal) for factor in factors)
 
 
 def _product(matrices: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class ScaledIdentity(StructuredOperator):
     log_factor: Tensor  # (*batch), log of the modulus
     size: int
     sign: Tensor | None = None  # (*batch), ±1; None: positive
+
+    normal: ClassVar[bool] = True
 
     @property
     def shape(self) -> torch.Size:
@@ -76,6 +79,8 @@ class Diagonal(StructuredOperator):
     log_magnitude: Tensor  # (*batch, n)
     angle: Tensor | None = None  # (*batch, n), radians; None: a real operator
     sign: Tensor | None = None  # (*batch, n), ±1, real operators only; None: positive
+
+    normal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.angle is not None and self.sign is not None:

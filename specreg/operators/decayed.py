@@ -98,6 +98,7 @@ def _size(late: Tensor, early: Tensor, inputs: Tensor, readouts: Tensor, alive: 
     precision = torch.promote_types(inputs.dtype, readouts.dtype)
     decay = decay.to(torch.promote_types(precision, torch.complex32) if decay.is_complex() else precision)
     read = readouts * decay.unsqueeze(-2)
+    inputs = inputs.to(read.dtype)
     kernel = (
         (read.squeeze(-2) * inputs.squeeze(-1)).sum(-1)[..., None, None] if _thin(inputs, readouts) else read @ inputs
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
-from specreg.operators.base import StructuredOperator, check_window
+from specreg.operators.base import StructuredOperator
 from specreg.spectrum import polar
 
 
@@ -64,21 +64,18 @@ class Dense(StructuredOperator):
         return Dense(self.matrix.mH)
 
     def log_scale(self) -> Tensor:
-        """log of the largest entry: no eigensolve is needed to keep a product in range."""
-        return self.matrix.abs().amax((-1, -2)).log()
+        """log of the largest entry, −inf with gradient 0 for a matrix of zeros; no eigensolve is needed."""
+        largest = self.matrix.abs().amax((-1, -2))
+        return torch.where(largest > 0, torch.where(largest > 0, largest, 1.0).log(), -torch.inf)
 
     def scaled(self, log_scale: Tensor) -> Dense:
         return Dense(self.matrix * log_scale.exp()[..., None, None])
 
-    def window(self, width: int, stride: int = 1) -> Dense:
-        check_window(self.shape, width, stride)
-        if self.matrix.shape[1] == 1:
-            return Dense(torch.linalg.matrix_power(self.matrix, width))
-        last = self.matrix.shape[1] - width + 1
-        product = self.matrix[:, 0:last:stride]
-        for offset in range(1, width):
-            product = self.matrix[:, offset : offset + last : stride] @ product
-        return Dense(product)
+    def window(self, width: int, stride: int = 1) -> StructuredOperator:
+        """The products with their magnitudes apart as logs, which a power of 1e30 needs."""
+        from specreg.operators.chain import dense_window  # a chain is made of matrices
+
+        return dense_window(self, width, stride)
 
     @classmethod
     def example(cls) -> Dense:

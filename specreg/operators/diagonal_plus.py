@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,16 +11,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from specreg.eigen import condition_numbers, eigenvalues
+from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
 from specreg.eigen.pairs import check_finite
 from specreg.operators.base import StructuredOperator
 from specreg.operators.chain import dense_window
 from specreg.operators.extended import legs_words, secular_roots
+from specreg.operators.solved import capped, conditioned_by
 from specreg.spectrum import polar
 
 LEGS_WORDS = 6  # float64 words of each parameter: 96 digits, of which 64 states need 65
 TRUSTED_ERROR = 1e-9  # estimated error, relative to the eigenvalue, up to which the float64 solve is left as it is
 SMALLEST_SHARE = 1e-6  # of ‖A‖: smaller eigenvalues are taken relative to this
+
+Solve = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+"""From matrices S ``(m, n, n)`` and the scaling of D ``(m, n)`` to fields ``(m, n)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +53,15 @@ class DiagonalPlusRankOne(StructuredOperator):
 
     def polar(self) -> tuple[Tensor, Tensor]:
         log_scale = self._log_size().unsqueeze(-1)
-        log_modulus, phase = polar(_scaled_eigenvalues(self.log_decay, self.left, self.right, log_scale))
+        log_modulus, phase = polar(_Scaled.of(self.log_decay, self.left, self.right, log_scale).eigenvalues())
         return log_modulus + log_scale + self.log_factor.unsqueeze(-1), phase
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor]:
+        log_scale = self._log_size().unsqueeze(-1)
+        scaled = _Scaled.of(self.log_decay, self.left, self.right, log_scale)
+        values, condition = scaled.conditioned()
+        log_modulus, phase = polar(values)
+        return log_modulus + log_scale + self.log_factor.unsqueeze(-1), phase, condition
 
     def log_modulus(self) -> Tensor:
         return self.polar()[0]
@@ -148,29 +160,39 @@ class DiagonalPlusLowRank(StructuredOperator):
         solved once). Ranks above 1, and poles that coincide or have weight 0, always use the dense solve, whose error
         is κ·eps·‖A‖. The extended solve has first derivatives only.
         """
-        dense = eigenvalues(self.continuous())
+        return self._continuous_eigenvalues()[0]
+
+    def _continuous_eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """And their κ, which the step from A to its discretised matrix leaves as it is."""
+        matrix = self.continuous()
+        dense, condition = conditioned_eigenvalues(matrix)
         if self.left.shape[-1] != 1 or self.poles.shape[-1] == 1:
-            return dense
-        doubtful = _doubtful(self.continuous().detach())
+            return dense, condition
+        doubtful = _doubtful(matrix.detach(), dense.detach(), condition)
         if not bool(doubtful.any()):
-            return dense
+            return dense, condition
         tails = self.left.new_zeros(*self.left.shape, 3, 1)[..., 0, :, :] if self.tails is None else self.tails
         fields = (self.poles, self.left[..., 0], self.right[..., 0].conj())
         batch = dense.shape
         chosen = [field.expand(batch)[doubtful] for field in fields]
         tails = tails.expand(*batch, *tails.shape[-2:])[doubtful]
-        roots, found = _SecularRoots.apply(*chosen, tails, dense.detach()[doubtful])  # type: ignore[no-untyped-call]
+        roots, sharper, found = _SecularRoots.apply(*chosen, tails, dense.detach()[doubtful])  # type: ignore[no-untyped-call]
         index = doubtful.nonzero()[found].unbind(-1)
-        return dense.index_put(index, roots[found])
+        return dense.index_put(index, roots[found]), condition.index_put(index, sharper[found])
 
     def polar(self) -> tuple[Tensor, Tensor]:
         """log|λ| from ½ log1p(2Δ Re a/|1 − ½Δa|²), exact for slow decays, and arg λ from the two factors."""
-        half = self.continuous_eigenvalues() * (0.5 * self.log_step.exp()).unsqueeze(-1)
+        return self.conditioned()[:2]
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor]:
+        values, condition = self._continuous_eigenvalues()
+        half = values * (0.5 * self.log_step.exp()).unsqueeze(-1)
         (above, turn), (below, back) = polar(1 + half), polar(1 - half)
         excess = 4 * half.real / torch.where(half == 1, 1, 1 - half).abs().square()
         slow = excess.abs() < 0.5
         log_modulus = torch.where(slow, 0.5 * torch.where(slow, excess, 0.0).log1p(), above - below)
-        return self.power * log_modulus + self.log_factor.unsqueeze(-1), self.power * (turn - back)
+        log_modulus = self.power * log_modulus + self.log_factor.unsqueeze(-1)
+        return log_modulus, self.power * (turn - back), condition.expand_as(log_modulus)
 
     def log_modulus(self) -> Tensor:
         return self.polar()[0]
@@ -225,12 +247,12 @@ class DiagonalPlusLowRank(StructuredOperator):
 
 
 class _SecularRoots(torch.autograd.Function):
-    """Roots of 1 + Σ p_i q_i/(λ − Λ_i), one row a matrix, and which rows have them; rows alike are solved once."""
+    """Roots of 1 + Σ p_i q_i/(λ − Λ_i), one row a matrix, κ, and which rows have them; rows alike are solved once."""
 
     @staticmethod
     def forward(
         ctx: Any, poles: Tensor, left: Tensor, right: Tensor, tails: Tensor, start: Tensor
-    ) -> tuple[Tensor, Tensor]:  # (m, n), (m, n), (m, n), (m, n, 3, w), (m, n)
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (m, n), (m, n), (m, n), (m, n, 3, w), (m, n)
         words = torch.cat((torch.stack((poles, left, right), -1).unsqueeze(-1), tails), -1).to(torch.complex128)
         words[:, :, 2, 1:] = words[:, :, 2, 1:].conj()  # `right` comes conjugated, its tails do not
         keys, rows = torch.unique(torch.view_as_real(words.resolve_conj()), dim=0, return_inverse=True)
@@ -249,18 +271,27 @@ class _SecularRoots(torch.autograd.Function):
             )
         )
         ctx.save_for_backward(by_poles, by_weights, rows, left, right)
-        ctx.mark_non_differentiable(found)
-        return values[rows].to(poles.dtype), found[rows]
+        condition = _condition_of_roots(by_poles[rows], left, right)
+        ctx.mark_non_differentiable(condition, found)
+        return values[rows].to(poles.dtype), condition, found[rows]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangent: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         by_poles, by_weights, rows, left, right = ctx.saved_tensors
         wide = cotangent.to(torch.complex128).unsqueeze(-2)
         of_poles = (wide @ by_poles[rows].conj()).squeeze(-2)
         of_weights = (wide @ by_weights[rows].conj()).squeeze(-2)
         gradients = (of_poles, of_weights * right.conj(), of_weights * left.conj())
         return (*(_narrowed(gradient, left) for gradient in gradients), None, None)
+
+
+def _condition_of_roots(by_poles: Tensor, left: Tensor, right: Tensor) -> Tensor:  # (m, n, n), (m, n), (m, n)
+    """κ of v_i = p_i/(λ − Λ_i) and ȳ_i = q_i/(λ − Λ_i): |v_i y_i|/|yᴴv| is |∂λ/∂Λ_i|, which no cancellation has met."""
+    ratio = (left.abs() / right.abs()).to(torch.float64).unsqueeze(-1)
+    size = by_poles.abs()
+    condition = ((size @ ratio) * (size @ (1 / ratio))).sqrt().squeeze(-1)
+    return condition.clamp(1, torch.finfo(left.dtype).max).to(left.real.dtype)
 
 
 def _stacked(solved: list[Any], name: str, shape: torch.Size, like: Tensor) -> Tensor:
@@ -279,37 +310,86 @@ def _narrowed(gradient: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _doubtful(matrix: Tensor) -> Tensor:
+def _doubtful(matrix: Tensor, values: Tensor, condition: Tensor) -> Tensor:
     """Which matrices of a batch have an eigenvalue whose error κ·eps·‖A‖ in float64 is above `TRUSTED_ERROR`."""
     wide = matrix.to(torch.complex128)
-    values, condition = eigenvalues(wide), condition_numbers(wide)
+    if matrix.dtype != wide.dtype:
+        values, condition = conditioned_eigenvalues(wide)
     size = torch.linalg.matrix_norm(wide).unsqueeze(-1)
     error = torch.finfo(torch.float64).eps * condition * size
     trusted: Tensor = error <= TRUSTED_ERROR * torch.maximum(values.abs(), SMALLEST_SHARE * size)
     return ~trusted.all(-1)
 
 
-def _scaled_eigenvalues(log_decay: Tensor, left: Tensor, right: Tensor, log_scale: Tensor) -> Tensor:
-    """Complex eigenvalues of (diag(exp(log_decay)) + left rightᵀ)/exp(log_scale), scaled to |a_i| = |b_i|.
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """S = D⁻¹ A D with |a_i| = |b_i| for A = (diag(w) + a bᵀ)/s, D constant and diagonal: no gradient goes through it.
 
-    The scaling t is a similarity by a constant diagonal matrix, so that no gradient passes through it.
+    The vectors of A are D times the right ones of S and D⁻¹ times the left ones.
     """
-    left, right = torch.broadcast_tensors(left, right)
-    left, right = left * (-log_scale / 2).exp(), right * (-log_scale / 2).exp()
-    tiny = torch.finfo(left.dtype).eps ** 2
-    ratio = left.detach().abs().clamp_min(tiny) / right.detach().abs().clamp_min(tiny)
-    scaling = ratio.clamp(tiny, 1 / tiny).sqrt()
-    left, right = left / scaling, right * scaling
-    matrix = torch.diag_embed((log_decay - log_scale).exp()) + left.unsqueeze(-1) * right.unsqueeze(-2)
-    check_finite(matrix)
-    if matrix.is_complex():
-        return eigenvalues(matrix)
-    product = left.detach() * right.detach()
-    symmetric = (product > 0).all(-1) | (product < 0).all(-1)
-    dtype = torch.promote_types(matrix.dtype, torch.complex64)
-    values = torch.zeros(matrix.shape[:-1], dtype=dtype, device=matrix.device)
-    if bool(symmetric.any()):
-        values = values.index_put((symmetric,), torch.linalg.eigvalsh(matrix[symmetric]).to(dtype))
-    if not bool(symmetric.all()):
-        values = values.index_put((~symmetric,), eigenvalues(matrix[~symmetric]))
-    return values
+
+    matrix: Tensor  # (*batch, n, n), S
+    scaling: Tensor  # (*batch, n), of D
+    symmetric: Tensor  # (*batch), bool: a∘b has one sign
+
+    @classmethod
+    def of(cls, log_decay: Tensor, left: Tensor, right: Tensor, log_scale: Tensor) -> _Scaled:
+        left, right = torch.broadcast_tensors(left, right)
+        left, right = left * (-log_scale / 2).exp(), right * (-log_scale / 2).exp()
+        tiny = torch.finfo(left.dtype).eps ** 2
+        ratio = left.detach().abs().clamp_min(tiny) / right.detach().abs().clamp_min(tiny)
+        scaling = ratio.clamp(tiny, 1 / tiny).sqrt()
+        left, right = left / scaling, right * scaling
+        matrix = torch.diag_embed((log_decay - log_scale).exp()) + left.unsqueeze(-1) * right.unsqueeze(-2)
+        check_finite(matrix)
+        if matrix.is_complex():
+            symmetric = torch.zeros((), dtype=torch.bool, device=matrix.device)
+        else:
+            product = left.detach() * right.detach()
+            symmetric = (product > 0).all(-1) | (product < 0).all(-1)
+        return cls(matrix, scaling.expand(matrix.shape[:-1]), symmetric.expand(matrix.shape[:-2]))
+
+    def eigenvalues(self) -> Tensor:
+        """Complex ``(*batch, n)``."""
+        (values,) = self._solved(lambda s, _: (torch.linalg.eigvalsh(s),), lambda s, _: (eigenvalues(s),))
+        return values
+
+    def conditioned(self) -> tuple[Tensor, Tensor]:
+        """Complex eigenvalues and κ of A, each ``(*batch, n)``."""
+        values, condition = self._solved(_symmetric, _general)
+        return values, condition.real
+
+    def _solved(self, symmetric: Solve, general: Solve) -> tuple[Tensor, ...]:
+        """What each solve gives of its matrices, put together; complex."""
+        if not bool(self.symmetric.any()):
+            return general(self.matrix, self.scaling)
+        parts = [
+            (mask, solve) for mask, solve in ((self.symmetric, symmetric), (~self.symmetric, general)) if mask.any()
+        ]
+        found = [(mask, solve(self.matrix[mask], self.scaling[mask])) for mask, solve in parts]
+        dtype = torch.promote_types(self.matrix.dtype, torch.complex64)
+        whole = [torch.zeros(self.matrix.shape[:-1], dtype=dtype, device=self.matrix.device) for _ in found[0][1]]
+        for mask, results in found:
+            whole = [field.index_put((mask,), part.to(dtype)) for field, part in zip(whole, results, strict=True)]
+        return tuple(whole)
+
+
+def _symmetric(matrix: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:  # (m, n, n), (m, n)
+    """Eigenvalues of a symmetric S and κ of D S D⁻¹."""
+    values, vectors = torch.linalg.eigh(matrix)
+    vectors = vectors.detach()
+    longer, shorter = (torch.linalg.vector_norm(vectors * by.unsqueeze(-1), dim=-2) for by in (scaling, 1 / scaling))
+    return values, capped(longer * shorter)
+
+
+def _general(matrix: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, n, n), (*batch, n)
+    """Eigenvalues of S and κ of D S D⁻¹."""
+
+    def lengths(values: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        longer, shorter = (
+            torch.linalg.vector_norm(part * by.unsqueeze(-1), dim=-2)
+            for part, by in ((right, scaling), (left, 1 / scaling))
+        )
+        return longer * shorter, torch.ones_like(longer)
+
+    return conditioned_by(matrix, lengths)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from specreg.eigen import eigenvalues
+from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
 from specreg.operators.base import StructuredOperator, check_window, expanded, windowed_sign, windowed_sum
 from specreg.operators.chain import dense_window
+from specreg.operators.solved import conditioned_by
 from specreg.spectrum import polar
+
+ROUNDING = 64.0  # 1 − μ below this · eps of the largest is 0: an eigenvalue that the factors leave alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,8 @@ class RankOneUpdate(StructuredOperator):
     beta: Tensor  # (*batch), strength of the write
     key: Tensor  # (*batch, n)
     sign: Tensor | None = None  # (*batch), ±1, of the decay; None: positive
+
+    normal: ClassVar[bool] = True
 
     @property
     def shape(self) -> torch.Size:
@@ -100,7 +106,24 @@ class HouseholderProduct(StructuredOperator):
         return self._factor()[..., None, None] * self._unscaled()
 
     def polar(self) -> tuple[Tensor, Tensor]:
-        log_modulus, phase = self._inner_polar()
+        return self._outer_polar(*self._inner_polar())
+
+    def conditioned(self) -> tuple[Tensor, Tensor, Tensor]:
+        """κ is 1 for what the factors leave alone and for a single factor, for others that of the whole product."""
+        factors, size = self.keys.shape[-2:]
+        if factors == 1:
+            log_modulus, phase = self.polar()
+            return log_modulus, phase, torch.ones_like(log_modulus.detach())
+        if factors >= size:
+            values, condition = conditioned_eigenvalues(self._unscaled())
+        else:
+            values, condition = conditioned_by(self._reduced(), self._lengths)
+            condition = torch.nn.functional.pad(condition, (1, 0), value=1.0)
+        log_modulus, phase = self._outer_polar(*polar(values))
+        return log_modulus, phase, condition.expand_as(log_modulus)
+
+    def _outer_polar(self, log_modulus: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """With the eigenvalue that the factors leave alone, and the decay."""
         if self.keys.shape[-2] < self.keys.shape[-1]:
             one = torch.zeros_like(log_modulus[..., :1])
             log_modulus, phase = torch.cat((one, log_modulus), -1), torch.cat((one, phase), -1)
@@ -179,8 +202,22 @@ class HouseholderProduct(StructuredOperator):
             return _polar_of_complement((self.beta * _squared_norm(self.keys)).expand(*self.shape[:-2], 1))
         if factors >= size:
             return polar(eigenvalues(self._unscaled()))
-        gram, identity = self._gram(), torch.eye(factors, dtype=self.keys.dtype, device=self.keys.device)
-        return polar(eigenvalues(identity - solve_reflections(gram, self.beta, gram)))
+        return polar(eigenvalues(self._reduced()))
+
+    def _reduced(self) -> Tensor:
+        """I − (I + BL)⁻¹ B G, ``(*batch, m, m)``."""
+        gram, identity = self._gram(), torch.eye(self.keys.shape[-2], dtype=self.keys.dtype, device=self.keys.device)
+        return identity - solve_reflections(gram, self.beta, gram)
+
+    def _lengths(self, values: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Of v = Kᵀu and y = Kᵀ Tᴴ z, T = (I + BL)⁻¹ B: yᴴv = zᴴ T G u = 1 − μ, 0 where it is lost in rounding."""
+        gram = self._gram().to(right.dtype)
+        inner = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand(gram.shape)
+        dual = solve_reflections(gram, self.beta, inner).mH @ left
+        lengths = [(part.conj() * (gram @ part)).real.sum(-2).clamp_min(0).sqrt() for part in (right, dual)]
+        overlap = (1 - values).abs()
+        rounding = ROUNDING * torch.finfo(overlap.dtype).eps * overlap.amax(-1, keepdim=True)
+        return lengths[0] * lengths[1], torch.where(overlap > rounding, overlap, 0.0)
 
     def _reflected(self, matrix: Tensor) -> Tensor:  # (*batch, n, r)
         dtype = torch.promote_types(self.keys.dtype, matrix.dtype)

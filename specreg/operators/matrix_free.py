@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,8 +52,26 @@ class SelfAdjoint(ImplicitOperator):
         return self
 
 
+class Closure(ImplicitOperator):
+    """What operators that are given by a closure share; the fields stand in the order in which each is called."""
+
+    matvec: Callable[[Tensor], Tensor]
+    size: int
+    batch: torch.Size
+
+    def __post_init__(self) -> None:
+        _check_type(self.dtype, self.size)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.batch, self.size, self.size))
+
+    def product(self, vector: Tensor) -> Tensor:
+        return _same_kind(self.matvec(vector), vector, "matvec")
+
+
 @dataclass(frozen=True, eq=False)
-class MatrixFree(ImplicitOperator):
+class MatrixFree(Closure):
     """A map given by its product and the product with its conjugate transpose.
 
     Both take and give tensors ``(*batch, size)`` of the given type on the given device. They may close over tensors
@@ -68,22 +86,12 @@ class MatrixFree(ImplicitOperator):
     device: torch.device = CPU
     batch: torch.Size = UNBATCHED
 
-    def __post_init__(self) -> None:
-        _check_type(self.dtype, self.size)
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.batch, self.size, self.size))
-
     def adjoint(self) -> MatrixFree:
-        return MatrixFree(self.adjoint_matvec, self.matvec, self.size, self.dtype, self.device, self.batch)
-
-    def product(self, vector: Tensor) -> Tensor:
-        return _same_kind(self.matvec(vector), vector, "matvec")
+        return replace(self, matvec=self.adjoint_matvec, adjoint_matvec=self.matvec)
 
 
 @dataclass(frozen=True, eq=False)
-class SelfAdjointMatrixFree(SelfAdjoint):
+class SelfAdjointMatrixFree(Closure, SelfAdjoint):
     """A symmetric or Hermitian map given by its product alone; otherwise as `MatrixFree`."""
 
     matvec: Callable[[Tensor], Tensor]
@@ -91,16 +99,6 @@ class SelfAdjointMatrixFree(SelfAdjoint):
     dtype: torch.dtype = torch.float64
     device: torch.device = CPU
     batch: torch.Size = UNBATCHED
-
-    def __post_init__(self) -> None:
-        _check_type(self.dtype, self.size)
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.batch, self.size, self.size))
-
-    def product(self, vector: Tensor) -> Tensor:
-        return _same_kind(self.matvec(vector), vector, "matvec")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -89,31 +89,11 @@ def _held_back(spectrum: Spectrum, scale: Callable[[Tensor], Tensor]) -> Spectru
     )
 
 
-class _ScaledGradient(torch.autograd.Function):
-    """x ↦ x with the derivative `factor`: x + (factor − 1)(x − x) would be NaN at log|λ| = −∞."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, factor: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return torch.where(factor == 0, 0.0, gradient * factor), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (factor,) = ctx.saved_tensors
-        return torch.where(factor == 0, 0.0, tangent * factor)
-
-
 def _scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
-    scaled: Tensor = _ScaledGradient.apply(x, factor)  # type: ignore[no-untyped-call]
-    return scaled
+    """x with the derivative `factor`, in operations that every transform and compiler knows.
+
+    The difference that carries it leaves out log|λ| = −∞, of which −∞ − (−∞) is no number, and what is held still,
+    where an infinite gradient times 0 is none.
+    """
+    moved = torch.where(x.isfinite() & (factor != 0), x, 0.0)
+    return x.detach() + factor * (moved - moved.detach())

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from specreg.invariants import effective_memory, influence_profile, log_spaced_lags
+from specreg.invariants import effective_memory, log_spaced_lags, relative_influence
 from specreg.operators import Diagonal
 from specreg.penalties.base import Penalty, check_target
 from specreg.system import LinearSystem, System
@@ -72,7 +72,7 @@ class InfluenceDistance(Penalty):
 
     def loss(self, system: LinearSystem) -> Tensor:
         lags = log_spaced_lags(system.length)
-        profile = influence_profile(system, lags).influence  # (lags, H)
+        profile = relative_influence(system, lags)  # (lags, H)
         place = torch.tensor(lags).to(profile).log1p()
         sizes = _sizes(lags, system.length).to(profile).unsqueeze(-1)
         read = sizes * profile

@@ -219,13 +219,17 @@ def represented(spectrum: Spectrum) -> int:
     complex states holds one of each pair, and all of them can.
     """
     kept = (spectrum.weights() > 0).flatten()
-    phase = torch.remainder(spectrum.phase.detach().flatten()[kept] + math.pi, 2 * math.pi) - math.pi
-    count = max(1, len(phase))
-    upper, lower = phase[(phase > 0) & (phase < math.pi)], phase[(phase < 0) & (phase > -math.pi)]
-    if len(upper) != len(lower) or len(upper) == 0:
-        return count
-    paired = torch.allclose(upper.sort().values, (-lower).sort().values, rtol=1e-3, atol=1e-6)
-    return (count + 1) // 2 if paired else count
+    phase = torch.remainder(spectrum.phase.detach().flatten() + math.pi, 2 * math.pi) - math.pi
+    phase = phase.expand(kept.shape)
+    upper, lower = kept & (phase > 0) & (phase < math.pi), kept & (phase < 0) & (phase > -math.pi)
+    above, below = (torch.where(side, phase.abs(), 4.0).sort().values for side in (upper, lower))
+    alike = torch.isclose(above, below, rtol=1e-3, atol=1e-6).all() & (upper.sum() == lower.sum()) & upper.any()
+    count = kept.sum()
+    count = torch.where(alike, (count + 1) // 2, count).clamp_min(1)
+    found = int(count)
+    if torch.compiler.is_compiling():
+        torch._check(found >= 1)
+    return found
 
 
 def check_count(count: int) -> None:

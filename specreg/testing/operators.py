@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.autograd import gradcheck
 
 from specreg.operators import StructuredOperator
+from specreg.spectrum import from_polar
 
 __all__ = ["OperatorConformance", "assert_close", "assert_same_values", "naive_window", "tensor_fields", "with_fields"]
 
@@ -131,19 +135,40 @@ class OperatorConformance(ABC):
                 raise AssertionError(f"window({width}, {stride}) of {steps} steps was not refused")
 
     def test_map_and_steps_act_on_the_whole_batch(self) -> None:
-        """Slicing by `map` is slicing the matrices, and `steps` are the matrices one after the other.
+        """Slicing by `map` is slicing every tensor, and `steps` hold the tensors of each step: bit by bit.
 
-        To the last digits, not bit by bit: processors round the ends of arrays by other instructions than their middle.
+        Their matrices are those of the whole to the last digits, since processors round the ends of arrays by other
+        instructions than their middle.
         """
         operator = self.make()
-        dense = operator.dense()
-        assert_close(operator.map(lambda field: field[:1, ::2]).dense(), dense[:1, ::2], 1e-14)
-        steps = operator.steps(operator.shape[1])
+        dense, held, length = operator.dense(), tensor_fields(operator), operator.shape[1]
+        part = operator.map(lambda field: field[:1, ::2])
+        _check_identical(part, {name: field[:1, ::2] for name, field in held.items()})
+        assert_close(part.dense(), dense[:1, ::2], 1e-14)
+        steps = operator.steps(length)
+        for t, step in enumerate(steps):
+            _check_identical(step, {name: field[:, min(t, field.shape[1] - 1)] for name, field in held.items()})
         assert_close(torch.stack([step.dense() for step in steps], 1), dense, 1e-14)
         constant = operator.map(lambda field: field[:, :1]).steps(4)
         assert len(constant) == 4
         for step in constant:
+            _check_identical(step, {name: field[:, 0] for name, field in held.items()})
             assert_close(step.dense(), dense[:, 0], 1e-14)
+
+    def test_condition_numbers_are_those_of_the_dense_matrix(self) -> None:
+        """κ, where it is known, is the norm of the spectral projector by numpy; beside the eigenvalues, detached."""
+        operator = self.make()
+        log_modulus, phase, condition = operator.conditioned()
+        assert_same_values(from_polar(log_modulus, phase), operator.eigenvalues())
+        if condition is None:
+            return
+        assert condition.shape == log_modulus.shape and not condition.requires_grad
+        assert not operator.normal or bool((condition == 1).all())
+        values = from_polar(log_modulus, phase).detach().flatten(0, -2)
+        for own, found, matrix in zip(values, condition.flatten(0, -2), operator.dense().flatten(0, -3), strict=True):
+            for value, expected in _projector_norms(matrix.detach().numpy()):
+                error = float(found[(own - value).abs().argmin()]) / expected - 1
+                assert abs(error) < 1e-8, f"κ off by a factor of 1 + {error:.3g}"
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
         """gradcheck of matrix, product, window and eigenvalues (as symmetric functions) with respect to every field."""
@@ -170,6 +195,24 @@ class OperatorConformance(ABC):
         assert_close(single.dense().to(operator.dense().dtype), operator.dense(), 1e-4)
         eigenvalues = single.eigenvalues().to(torch.complex128)
         assert_same_values(eigenvalues, operator.eigenvalues(), 1e-4)
+
+
+def _check_identical(operator: StructuredOperator, expected: dict[str, Tensor]) -> None:
+    held = tensor_fields(operator)
+    assert held.keys() == expected.keys()
+    for name, field in held.items():
+        assert torch.equal(field, expected[name]), f"{name} is not the same bit by bit"
+
+
+def _projector_norms(matrix: NDArray[Any]) -> list[tuple[complex, float]]:
+    """Each eigenvalue of a diagonalisable matrix with the 2-norm of its spectral projector."""
+    values, right = np.linalg.eig(matrix)
+    left = np.linalg.inv(right)
+    found = []
+    for value in values:
+        same = np.abs(values - value) < 1e-9 * max(1.0, float(np.abs(values).max()))
+        found.append((complex(value), float(np.linalg.norm(right[:, same] @ left[same], 2))))
+    return found
 
 
 def tensor_fields(operator: StructuredOperator) -> dict[str, Tensor]:

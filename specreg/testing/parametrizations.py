@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.parametrize import register_parametrization
 
 from specreg.testing.operators import assert_close
@@ -80,8 +80,10 @@ class ParametrizationConformance(ABC):
             raise AssertionError(f"{value} was not refused")
 
     def test_gradient_is_that_of_finite_differences(self) -> None:
-        """gradcheck in double precision."""
-        assert gradcheck(self.make(), (_free(self.inside()).requires_grad_(),))
+        """gradcheck and gradgradcheck in double precision."""
+        free = _free(self.inside()).requires_grad_()
+        assert gradcheck(self.make(), (free,))
+        assert gradgradcheck(self.make(), (free,), fast_mode=True)
 
     def test_registered_on_a_parameter(self) -> None:
         """Assignment, a hundred optimiser steps against the edge, and a checkpoint keep the values inside."""
