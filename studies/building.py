@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from specreg.estimators import AppliedOperator, AppliedSystem, Estimator, Exact, Lyapunov
 from specreg.models.backbone import Backbone
 from specreg.models.mixer import Mixer
+from specreg.models.two_towers import TwoTowers
 from specreg.penalties import Penalty
 from specreg.studies import members
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run, explain
@@ -50,7 +51,7 @@ def build_parts(run: Run) -> Parts:
     init = None if run.init is None else build_target(run.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        model = build_model(run, task, init)
+        model = make_checked(lambda: build_model(run, task, init))  # a task's sizes may stand in its files
     aims = [getattr(term.penalty, "target", None) for term in terms]
     target = next((aim for aim in [*aims, init] if aim is not None), None)
     return Parts(task, model.to(device), terms, target, device)
@@ -61,6 +62,20 @@ def build_task(run: Run) -> Task:
     settings = {key: value for key, value in run.task.items() if key != "name"}
     cls = named("task", str(run.task["name"]), members.tasks())
     return make("task", cls, {"seed": run.data_seed, **settings})  # type: ignore[no-any-return]
+
+
+def task_settings(text: str) -> dict[str, Any]:
+    """What `NAME` or `NAME:PRESET` stands for: the name, and the settings in which the preset is no default."""
+    name, _, preset = text.partition(":")
+    if not preset:
+        return {"name": text}
+    cls = named("task", name, members.tasks())
+    presets: Mapping[str, Task] = cls.presets()
+    if preset not in presets:
+        raise ConfigurationError(unknown(f"preset of {name}", preset, presets))
+    settings = {field.name: getattr(presets[preset], field.name) for field in fields(cls) if field.name != "seed"}
+    defaults = defaults_of(cls)
+    return {"name": name} | {key: value for key, value in settings.items() if value != defaults.get(key)}
 
 
 def build_target(text: str) -> Target:
@@ -151,7 +166,8 @@ def assemble(cls: type[Mixer], settings: Mapping[str, Any], task: Task, init: Ta
     if init is not None:
         for mixer in mixers:
             make_checked(partial(mixer.initialise, init))
-    model = make("model", partial(Backbone, mixers, **fixed), shared, signature_of=Backbone)
+    backbone = Backbone if task.towers == 1 else TwoTowers
+    model = make("model", partial(backbone, mixers, **fixed), shared, signature_of=Backbone)
     assert isinstance(model, Backbone)
     return model
 
@@ -220,12 +236,12 @@ HANDED_IN = ("self", "init", "mixers", "return")
 
 
 def make_checked(maker: Callable[[], T]) -> T:
-    """Call a constructor or reader; its ValueError or missing file passes as a configuration error, word for word."""
+    """Call a constructor or reader; its error, or a missing file, becomes one of configuration, word for word."""
     try:
         return maker()
     except ConfigurationError:
         raise
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise ConfigurationError(str(error)) from error
 
 

@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Search architecture and spectrum together.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(study_app, name="study")
+tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tasks_app, name="tasks")
 
 
 def named_path(text: str) -> Path:
@@ -79,7 +81,7 @@ def list_members(
 @app.command()
 def train(
     model: Annotated[str | None, typer.Option(help="A name from `specreg list models`.")] = None,
-    task: Annotated[str | None, typer.Option(help="A name from `specreg list tasks`.")] = None,
+    task: Annotated[str | None, typer.Option(help="A name from `specreg list tasks`, or NAME:PRESET.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="One setting, as in model.d_state=64 or budget.batch_size=16; may be repeated."),
@@ -151,6 +153,42 @@ def spectrum(
         from specreg.studies import commands
 
         return commands.spectrum(run_dir, html, output)
+
+    output = Output(json, quiet, debug)
+    raise typer.Exit(run(output, body))
+
+
+@tasks_app.command("show")
+def tasks_show(
+    name: Annotated[str, typer.Argument(help="A name from `specreg list tasks`, or NAME:PRESET.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, as in length=512; may be repeated.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="How many examples.", min=1, max=1000)] = 10,
+    data: Annotated[Path | None, typer.Option(help="Folder with the task's data files.", **OPTION)] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Decoded examples with their targets and what is scored, the sizes, the chance level and the source."""
+
+    def body() -> object:
+        from specreg.studies import task_view
+
+        return task_view.show(name, settings or [], examples, data, output)
+
+    output = Output(json, quiet, debug)
+    raise typer.Exit(run(output, body))
+
+
+@tasks_app.command("table")
+def tasks_table(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Every task in one Markdown table: what it probes, length, classes, chance, known spectral need, source."""
+
+    def body() -> object:
+        from specreg.studies import task_view
+
+        return task_view.table(output)
 
     output = Output(json, quiet, debug)
     raise typer.Exit(run(output, body))

@@ -59,7 +59,9 @@ class Given:
                 raise ConfigurationError(
                     "give --model and --task (see `specreg list models`), or --config, or --resume"
                 )
-            return Run(model={"name": self.model}, task={"name": self.task})
+            from specreg.studies.building import task_settings
+
+            return Run(model={"name": self.model}, task=task_settings(self.task))
         try:
             run = Run.from_toml(self.config.read_text())
         except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +69,13 @@ class Given:
         except ConfigurationError as error:
             raise ConfigurationError(f"{self.config}: {error}") from None
         run = run if self.model is None else run.updated("model.name", self.model)
-        return run if self.task is None else run.updated("task.name", self.task)
+        if self.task is None:
+            return run
+        if ":" in self.task:
+            raise ConfigurationError(
+                "a preset stands in place of a configuration: give --task NAME:PRESET without --config"
+            )
+        return run.updated("task.name", self.task)
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,9 @@ def evaluate(run_dir: Path, output: Output) -> dict[str, Any]:
     evaluation = training.test(run_dir)
     if not output.json:
         print(f"test accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}")
-    return {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+        for name, accuracies in evaluation.slices.items():
+            print(f"  by {name}: " + "  ".join(f"{value}: {each:.3f}" for value, each in accuracies.items()))
+    return {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "slices": evaluation.slices}
 
 
 def spectrum(run_dir: Path, html: Path | None, output: Output) -> dict[str, Any]:

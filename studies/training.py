@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specreg.spectrum import Spectrum
 from specreg.studies import checkpoints
+from specreg.studies.batches import train_batches
 from specreg.studies.building import Parts, build_parts, count_parameters, make_checked, optimiser_groups
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run
 from specreg.studies.recording import (
@@ -29,6 +30,7 @@ from specreg.studies.recording import (
     systems_of,
 )
 from specreg.studies.run_directory import RunDirectory
+from specreg.studies.slices import SliceScores
 from specreg.tasks.task import Batch, Split
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class SplitScore:
 
     accuracy: float
     loss: float
+    slices: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # accuracy by lag, by length, …
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Gene
         record(files, parts, probe, 0)
     forward = compiled(run, parts)
     stopped = bool(run.budget.patience) and progress.evaluations_since >= (run.budget.patience or 0)
+    batches = train_batches(parts.task, run.budget.batch_size, done, parts.device)
     while done < run.budget.steps and not stopped:
-        task_loss, penalties = update(run, parts, optimiser, forward, done)
+        task_loss, penalties = update(run, parts, optimiser, forward, next(batches), done)
         done += 1
         last = done == run.budget.steps
         evaluation, figures = None, None
@@ -129,10 +133,9 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Gene
 
 
 def update(
-    run: Run, parts: Parts, optimiser: torch.optim.Optimizer, forward: Forward, done: int
+    run: Run, parts: Parts, optimiser: torch.optim.Optimizer, forward: Forward, batch: Batch, done: int
 ) -> tuple[float, dict[str, float]]:
     """One optimiser step on the batch number `done`; the task loss and the unweighted penalties."""
-    batch = parts.task.train_batch(done, run.budget.batch_size).to(parts.device)
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * rate_factor(run.optimiser, done, run.budget.steps)
     parts.model.train()
@@ -214,7 +217,7 @@ def evaluation_batch_size(run: Run, parts: Parts) -> int:
 def evaluate_split(parts: Parts, split: Split, batch_size: int) -> SplitScore:
     """Mean score and mean loss over a held-out split, in evaluation mode."""
     parts.model.eval()
-    score, loss, count = 0.0, 0.0, 0
+    score, loss, count, slices = 0.0, 0.0, 0, SliceScores()
     for batch in parts.task.batches(split, batch_size):
         moved = batch.to(parts.device)
         logits = parts.model(moved.inputs, moved.mask)
@@ -222,7 +225,9 @@ def evaluate_split(parts: Parts, split: Split, batch_size: int) -> SplitScore:
         score += parts.task.score(logits, moved).sum().item()
         loss += parts.task.loss(logits, moved).item() * size
         count += size
-    return SplitScore(score / count, loss / count)
+        if split == "test":
+            slices.add(parts.task.slices(batch), parts.task.right(logits, moved).cpu())
+    return SplitScore(score / count, loss / count, slices.accuracies())
 
 
 def held_out(parts: Parts) -> Batch:
@@ -337,7 +342,10 @@ def test(directory: Path) -> SplitScore:
     """Accuracy of a run's best model on the test split, which no selection looks at; kept as test.json."""
     run, parts = load_best(directory)
     evaluation = evaluate_split(parts, "test", evaluation_batch_size(run, parts))
-    RunDirectory(directory).write_summary({"accuracy": evaluation.accuracy, "loss": evaluation.loss}, "test")
+    figures: dict[str, Any] = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+    RunDirectory(directory).write_summary(
+        figures | ({"slices": evaluation.slices} if evaluation.slices else {}), "test"
+    )
     return evaluation
 
 

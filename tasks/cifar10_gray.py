@@ -15,8 +15,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, MissingDataError, data_directory
-from specreg.tasks.streams import stratified_order
+from specreg.tasks.cifar_files import (
+    SIDE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Images,
+    check_length,
+    checked,
+    colour_files,
+    has_colour,
+    members,
+    missing,
+    pooled,
+    read_colour,
+    wrong,
+)
+from specreg.tasks.files import DataFormatError, data_directory
 from specreg.tasks.task import Batch, SpectralNeed, Split, Task
 
 __all__ = ["CIFAR10Gray"]
@@ -24,30 +39,12 @@ __all__ = ["CIFAR10Gray"]
 MEAN, STD = 0.4808, 0.2389
 """Mean and standard deviation of the grey levels of the training images, on a scale of 0 … 1."""
 
-_SIDE = 32
-_SIDES = (4, 8, 16, 32)
-_TRAIN, _TEST, _VALIDATION = 50_000, 10_000, 5_000
 _ARCHIVE = "cifar10-gray.npz"
-_BINARY = "cifar-10-batches-bin"
-_PYTHON = "cifar-10-batches-py"
-_BINARY_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-_BINARY_TEST = "test_batch.bin"
-_PER_FILE = 10_000
-_RECORD = 1 + 3 * _SIDE * _SIDE  # a label, then the red, green and blue planes
-_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 # what zipfile, zlib and numpy's header reader raise on damaged bytes
 _DAMAGE = (BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, TokenError)
 
 Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class _Images:
-    train: Bytes  # (50000, 32, 32)
-    train_labels: NDArray[np.int64]  # (50000,)
-    test: Bytes  # (10000, 32, 32)
-    test_labels: NDArray[np.int64]  # (10000,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +64,12 @@ class CIFAR10Gray(Task):
 
     Data: a directory (`data`, else the environment variable SPECREG_DATA, else ~/.cache/specreg) that holds
     `cifar10-gray.npz` (uint8 arrays train_images (50000, 32, 32), train_labels, test_images (10000, 32, 32),
-    test_labels), or else the folder `cifar-10-batches-bin` of the official binary version, made grey by ITU-R 601 luma,
-    (19595 R + 38470 G + 7471 B + 32768) >> 16. An archive made from another copy of the images may differ by a few
-    grey levels and hold them in another order, and then other images are held out: compare runs on the same files.
-    Read once a process, when first asked for.
+    test_labels), or else the folder `cifar-10-batches-bin` of the official binary version, or else the parquet files of
+    the Hugging Face data set uoft-cs/cifar10 (train-*.parquet and test-*.parquet in `cifar10/plain_text`, `plain_text`,
+    `cifar10` or itself; pyarrow is needed, and what they hold is kept in the user's cache folder), either made grey by
+    ITU-R 601 luma, (19595 R + 38470 G + 7471 B + 32768) >> 16. An archive made from another copy of the images may
+    differ by a few grey levels and hold them in another order, and then other images are held out: compare runs on the
+    same files. Read once a process, when first asked for.
 
     Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images; the task, Tay et al. (2020),
     arXiv:2011.04006.
@@ -82,7 +81,7 @@ class CIFAR10Gray(Task):
     probes: ClassVar[str] = "long memory of a real signal"
     source: ClassVar[str] = "Krizhevsky 2009; Tay et al. 2020, arXiv:2011.04006"
 
-    length: int = _SIDE * _SIDE
+    length: int = SIDE * SIDE
     """Sequence length T: 1024, or 256, 64, 16 for images averaged to 16×16, 8×8, 4×4."""
     data: Path | None = None
     """The directory of the data files; None: see the class."""
@@ -90,9 +89,7 @@ class CIFAR10Gray(Task):
     def __post_init__(self) -> None:
         """Check the length."""
         super().__post_init__()
-        if self.length not in {side * side for side in _SIDES}:
-            allowed = ", ".join(f"{side * side} ({side}×{side})" for side in _SIDES)
-            raise ValueError(f"length is {self.length}; the images are square: allowed are {allowed}")
+        check_length(self.length)
         if self.data is not None:
             object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
 
@@ -147,9 +144,15 @@ class CIFAR10Gray(Task):
         """Return "tiny" and the Long Range Arena's Image task."""
         return {"tiny": cls.tiny(), "lra-image": cls()}
 
+    def data_files(self) -> tuple[Path, ...]:
+        """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
+        directory = data_directory(self.data)
+        archive = directory / _ARCHIVE
+        return (archive,) if archive.is_file() else colour_files(directory)
+
     def size(self, split: Split) -> int:
         """Return the number of images in a split."""
-        return {"train": _TRAIN - _VALIDATION, "validation": _VALIDATION, "test": _TEST}[split]
+        return {"train": TRAIN - VALIDATION, "validation": VALIDATION, "test": TEST}[split]
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the images at `indices`."""
@@ -160,60 +163,49 @@ class CIFAR10Gray(Task):
         else:
             chosen = _members(directory, split)[indices]
             pixels, labels = images.train[chosen], images.train_labels[chosen]
-        return Batch(torch.from_numpy(_values(pixels, self.length)), torch.from_numpy(labels))
-
-
-def _values(
-    pixels: Bytes,  # (B, 32, 32)
-    length: int,
-) -> NDArray[np.float32]:  # (B, length, 1)
-    side = round(length**0.5)
-    block = _SIDE // side
-    if block == 1:
-        sums = pixels.astype(np.intp)
-    else:
-        sums = pixels.reshape(-1, side, block, side, block).sum(axis=(2, 4), dtype=np.intp)
-    values: NDArray[np.float32] = _normalised(block)[sums.reshape(-1, length, 1)]
-    return values
+        values = _normalised(SIDE * SIDE // self.length)[pooled(pixels, self.length)[..., None]]
+        return Batch(torch.from_numpy(values), torch.from_numpy(labels))
 
 
 @cache
 def _normalised(block: int) -> NDArray[np.float32]:
-    """Return the value of each possible sum of block×block pixels; a table is the same everywhere, and quick."""
-    largest = 255 * block * block
+    """Return the value of each possible sum over so many pixels; a table is the same everywhere, and quick."""
+    largest = 255 * block
     return ((np.arange(largest + 1) / largest - MEAN) / STD).astype(np.float32)
 
 
 @cache
 def _members(directory: Path, split: Split) -> NDArray[np.int64]:
     """Return which of the 50,000 training images a split holds."""
-    validation, train = np.split(stratified_order(_load(directory).train_labels), [_VALIDATION])
-    return np.sort(train) if split == "train" else validation
+    return members(_load(directory).train_labels, split)
 
 
 @cache
-def _load(directory: Path) -> _Images:
-    """Read the images once a process, from the archive where there is one, else from the official binary files."""
-    archive, binary = directory / _ARCHIVE, directory / _BINARY
+def _load(directory: Path) -> Images:
+    """Read the images once a process, from the archive where there is one, else from colour images."""
+    archive = directory / _ARCHIVE
     if archive.is_file():
         return _read_archive(archive)
-    if binary.is_dir():
-        return _read_binary(binary)
-    found = f"; {_PYTHON} is there, but pickles are not read" if (directory / _PYTHON).is_dir() else ""
-    raise MissingDataError(
-        f"CIFAR-10 was not found in {directory}{found}. Download the binary version (162 MB) from {_SOURCE} and unpack "
-        f"it so that {binary / _BINARY_TEST} exists, or put {_ARCHIVE} (uint8 arrays train_images, train_labels, "
-        f"test_images, test_labels) in that directory; another directory is named by the task's `data` field (`--data` "
-        f"on the command line) or the environment variable {ENVIRONMENT_VARIABLE}"
-    )
+    if has_colour(directory):
+        return read_colour(directory, _luma)
+    arrays = "uint8 arrays train_images, train_labels, test_images, test_labels"
+    raise missing(directory, f", or put {_ARCHIVE} ({arrays}) in that directory")
 
 
-def _read_archive(path: Path) -> _Images:
+def _luma(
+    planes: Bytes,  # (n, 3, 32, 32)
+) -> Bytes:  # (n, 32, 32)
+    red, green, blue = planes.transpose(1, 0, 2, 3).astype(np.uint32)
+    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return np.asarray(grey, dtype=np.uint8)
+
+
+def _read_archive(path: Path) -> Images:
     expected = {
-        "train_images": (_TRAIN, _SIDE, _SIDE),
-        "train_labels": (_TRAIN,),
-        "test_images": (_TEST, _SIDE, _SIDE),
-        "test_labels": (_TEST,),
+        "train_images": (TRAIN, SIDE, SIDE),
+        "train_labels": (TRAIN,),
+        "test_images": (TEST, SIDE, SIDE),
+        "test_labels": (TEST,),
     }
     content = BytesIO(path.read_bytes())  # what the file system refuses is said here, and damage alone below
     try:
@@ -224,59 +216,24 @@ def _read_archive(path: Path) -> _Images:
     except DataFormatError:
         raise
     except _DAMAGE as error:
-        raise _wrong(path, f"the archive is truncated or damaged ({error})") from error
-    return _checked(path, train, train_labels, test, test_labels)
+        raise wrong(path, f"the archive is truncated or damaged ({error})") from error
+    return checked(path, train, train_labels, test, test_labels)
 
 
 def _read_array(path: Path, archive: ZipFile, name: str, shape: tuple[int, ...]) -> Bytes:
     """Return one array; its header is compared before the rest is read: a damaged file cannot ask for memory."""
     if f"{name}.npy" not in archive.namelist():
-        raise _wrong(path, f"it has no array {name!r}")
+        raise wrong(path, f"it has no array {name!r}")
     count = math.prod(shape)
     with archive.open(f"{name}.npy") as member:
         try:
             version = np.lib.format.read_magic(member)
             found, fortran, dtype = np.lib.format.read_array_header_1_0(member)
         except ValueError as error:
-            raise _wrong(path, f"{name} has no readable header ({error})") from error
+            raise wrong(path, f"{name} has no readable header ({error})") from error
         if (found, fortran, dtype, version) != (shape, False, np.dtype(np.uint8), (1, 0)):
-            raise _wrong(path, f"{name} is {dtype} {found}; it should be uint8 {shape}, in C order")
+            raise wrong(path, f"{name} is {dtype} {found}; it should be uint8 {shape}, in C order")
         content = member.read(count + 1)  # a byte more, so that the end is met and the checksum compared
     if len(content) != count:
-        raise _wrong(path, f"{name} holds {'more' if len(content) > count else 'fewer'} than {count:,} bytes")
+        raise wrong(path, f"{name} holds {'more' if len(content) > count else 'fewer'} than {count:,} bytes")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
-
-
-def _read_binary(folder: Path) -> _Images:
-    train = [_read_records(folder / name) for name in _BINARY_TRAIN]
-    test, test_labels = _read_records(folder / _BINARY_TEST)
-    images = np.concatenate([part for part, _ in train])
-    labels = np.concatenate([part for _, part in train])
-    return _checked(folder, images, labels, test, test_labels)
-
-
-def _read_records(path: Path) -> tuple[Bytes, Bytes]:
-    """Return grey images (10000, 32, 32) and labels (10000,) of one official file."""
-    if not path.is_file():
-        raise MissingDataError(f"{path} is missing; unpack the whole of {_SOURCE} there")
-    size = path.stat().st_size
-    if size != _PER_FILE * _RECORD:
-        raise _wrong(path, f"it has {size:,} bytes; it should have {_PER_FILE * _RECORD:,}")
-    records = np.fromfile(path, dtype=np.uint8).reshape(_PER_FILE, _RECORD)
-    red, green, blue = records[:, 1:].reshape(-1, 3, _SIDE, _SIDE).transpose(1, 0, 2, 3).astype(np.uint32)
-    grey = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    return grey.astype(np.uint8), records[:, 0]
-
-
-def _checked(path: Path, train: Bytes, train_labels: Bytes, test: Bytes, test_labels: Bytes) -> _Images:
-    for name, labels in (("training", train_labels), ("test", test_labels)):
-        counts = np.bincount(labels, minlength=10).tolist()
-        if counts != [labels.size // 10] * 10:
-            raise _wrong(path, f"its {name} classes have {counts} images; each should have {labels.size // 10:,}")
-    return _Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64))
-
-
-def _wrong(path: Path, what: str) -> DataFormatError:
-    return DataFormatError(
-        f"{path} is not CIFAR-10 as it should be: {what}. Replace it: the official binary version is at {_SOURCE}"
-    )

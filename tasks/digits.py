@@ -1,5 +1,6 @@
-"""Handwritten digits, 8×8, pixel by pixel: real images that need no file."""
+"""Handwritten digits, 8×8, pixel by pixel, in their order or permuted: real images that need no file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Self
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from specreg.tasks.pixel_orders import PixelOrder, check_order, pixel_order
 from specreg.tasks.streams import stratified_order
 from specreg.tasks.task import Batch, SpectralNeed, Split, Task
 
@@ -29,7 +31,9 @@ class Digits(Task):
     """The 1,797 handwritten digits of scikit-learn as sequences of 64 pixels.
 
     Probes memory of a short real signal: the smallest real image task, there wherever scikit-learn is. An 8×8 image is
-    read row by row; a value is a pixel over 16, in [0, 1].
+    read row by row; a value is a pixel over 16, in [0, 1]. With `permuted` the pixels of every image are read in
+    another order: "bit-reversal" of 0 … 63, which is how the S4 repository permutes MNIST, or "random", one permutation
+    that is the same for every seed (published ones come from numpy's RandomState and differ).
 
     Sizes: 1,257 for training, 270 for validation, 270 for test. The split is FIXED, the same for every seed, so that
     results compare: stratified, 27 images of each class in either held-out part. The seed sets the order of training
@@ -40,15 +44,34 @@ class Digits(Task):
 
     Source: Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, doi:10.24432/C50P49, the test part,
     as shipped with scikit-learn (Pedregosa et al. 2011, arXiv:1201.0490).
+
+    Raises ValueError for an order that does not exist.
     """
 
     probes: ClassVar[str] = "memory of a short real signal"
     source: ClassVar[str] = "Alpaydin, Kaynak 1998, doi:10.24432/C50P49"
 
+    permuted: PixelOrder = "none"
+    """The order in which pixels are read: "none" is row by row."""
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        super().__post_init__()
+        check_order(self.permuted)
+
     @classmethod
     def tiny(cls) -> Self:
         """Return the task itself, which is small."""
         return cls()
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny", which is row by row, and the two permuted tasks."""
+        return {
+            "tiny": cls.tiny(),
+            "permuted-bit-reversal": cls(permuted="bit-reversal"),
+            "permuted-random": cls(permuted="random"),
+        }
 
     @property
     def vocab_size(self) -> None:
@@ -84,13 +107,13 @@ class Digits(Task):
 
     @property
     def need(self) -> SpectralNeed:
-        """Rows lie 8 steps apart, the first pixel 63 from the last."""
-        return SpectralNeed(memory=64, periods=(8,))
+        """Rows lie 8 steps apart unless permuted, the first step 63 from the last."""
+        return SpectralNeed(memory=64, periods=(8,) if self.permuted == "none" else ())
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """Eight rows of eight pixels."""
-        return 8, 8
+    def image_shape(self) -> tuple[int, int] | None:
+        """Eight rows of eight pixels; None where they are permuted."""
+        return (8, 8) if self.permuted == "none" else None
 
     def size(self, split: Split) -> int:
         """Return the number of images in a split."""
@@ -100,7 +123,10 @@ class Digits(Task):
         """Return the images at `indices`."""
         images = _images()
         chosen = images.members[split][indices]
-        return Batch(torch.from_numpy(images.values[chosen]), torch.from_numpy(images.labels[chosen]))
+        values = images.values[chosen]
+        if self.permuted != "none":
+            values = values[:, pixel_order(self.permuted, 64)]
+        return Batch(torch.from_numpy(values), torch.from_numpy(images.labels[chosen]))
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from specreg.tasks.streams import below, distinct, stream_keys, words
 from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
@@ -97,6 +98,16 @@ class SelectiveCopying(GeneratedTask):
     def presets(cls) -> Mapping[str, Self]:
         """Return "tiny", the S4 repository's defaults and the Mamba paper's setting."""
         return {"tiny": cls.tiny(), "s4": cls(), "mamba": cls(blanks=4096 - 32, tokens=16, alphabet=16)}
+
+    def slices(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the lag of each answer, steps from its token to its marker, and the token's place, 0 … M − 1."""
+        scattered, size = self.blanks + self.tokens, len(batch)
+        held = batch.inputs[:, :scattered].nonzero()[:, 1].view(size, self.tokens)
+        place = torch.arange(self.tokens)
+        values = {name: torch.full_like(batch.targets, -1) for name in ("lag", "place")}
+        values["lag"][:, scattered:] = scattered + place - held
+        values["place"][:, scattered:] = place
+        return values
 
     def token_name(self, token: int) -> str:
         """Return "·" for the blank, "?" for the marker, else the number."""

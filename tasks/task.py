@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -56,10 +57,11 @@ class Batch:
             return self.mask.sum(dim=-1)
         return torch.full(self.inputs.shape[:1], self.inputs.shape[1], device=self.inputs.device)
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), mask)
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Return the batch on another device; from pinned memory, the host need not wait for it."""
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
+        inputs, targets = (each.to(device, non_blocking=non_blocking) for each in (self.inputs, self.targets))
+        return Batch(inputs, targets, mask)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class Task(ABC):
         return SpectralNeed()
 
     @property
+    def towers(self) -> int:
+        """Sequences that one example holds: 1, or 2 that are to be compared."""
+        return 1
+
+    @property
     def image_shape(self) -> tuple[int, int] | None:
         """Rows and columns of the image that a sequence of values is read from; None: it is no image."""
         return None
@@ -159,6 +166,10 @@ class Task(ABC):
     def example(cls) -> Self:
         """Return the instance that conformance tests find a member by: `tiny`."""
         return cls.tiny()
+
+    def data_files(self) -> tuple[Path, ...]:
+        """Return the files and folders that are read; none for a generated task."""
+        return ()
 
     def extrapolations(self) -> Mapping[str, Self]:
         """Return the same task at other sizes that a model trained on this one is also scored on, by name."""
@@ -238,12 +249,16 @@ class Task(ABC):
         batch: Batch,
     ) -> Tensor:  # (B,) float32 in [0, 1]
         """Return each example's accuracy over its scored positions; NaN among a position's logits makes it wrong."""
-        self._check_logits(logits, batch)
-        best, answers = logits.detach().max(dim=-1)
-        right = (answers == batch.targets) & ~best.isnan()
+        right = self.right(logits, batch)
         if not self.per_position:
             return right.float()
         return right.sum(dim=-1) / batch.scored.sum(dim=-1)
+
+    def right(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return which answers are right, bool in the shape of the targets, False where nothing is scored."""
+        self._check_logits(logits, batch)
+        best, answers = logits.detach().max(dim=-1)
+        return (answers == batch.targets) & ~best.isnan()
 
     def loss(
         self,
@@ -312,9 +327,12 @@ class RegressionTask(GeneratedTask):
 
     def score(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the share of each example's scored answers that are within `tolerance`, (B,) float32."""
+        return self.right(logits, batch).flatten(1).sum(dim=1) / batch.scored.flatten(1).sum(dim=1)
+
+    def right(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return which answers are within `tolerance`, bool in the shape of the targets."""
         self._check_logits(logits, batch)
-        right = (logits.detach() - batch.targets).abs() <= self.tolerance
-        return right.flatten(1).sum(dim=1) / batch.scored.flatten(1).sum(dim=1)
+        return (logits.detach() - batch.targets).abs() <= self.tolerance
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error over the batch's scored answers, computed in float32 at least."""
