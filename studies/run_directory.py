@@ -37,15 +37,15 @@ class RunDirectory:
         """The model of the best validation score."""
         return self.path / "best"
 
-    def create(self, run: Run) -> None:
-        """Make the folder and write the configuration; raises if a run is there already."""
+    def create(self, run: Run, data: Mapping[str, str]) -> None:
+        """Make the folder, write the configuration and the digests of the data; raises if a run is there already."""
         if (self.path / "run.toml").exists():
             raise ConfigurationError(f"{self.path} holds a run already: go on with --resume, or choose another folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"{self.path}: cannot make this folder ({error.strerror})") from None
-        write_json(self.path / "environment.json", environment(run))
+        write_json(self.path / "environment.json", environment(run) | ({"data": dict(data)} if data else {}))
         write_text(self.path / "run.toml", run.to_toml())
 
     def run(self) -> Run:

@@ -31,7 +31,8 @@ from specreg.studies.recording import (
 )
 from specreg.studies.run_directory import RunDirectory
 from specreg.studies.slices import SliceScores
-from specreg.tasks.task import Batch, Split
+from specreg.tasks.files import data_directory, digests
+from specreg.tasks.task import Batch, Split, Task
 
 if TYPE_CHECKING:
     from specreg.studies.worker import Report
@@ -95,7 +96,7 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Gene
     if files is not None and resume:
         done, progress, seconds = restore(run, parts, optimiser, files)
     elif files is not None:
-        files.create(run)
+        files.create(run, data_digests(parts.task))
     started = time.monotonic() - seconds
     if files is not None and done == 0:
         record(files, parts, probe, 0)
@@ -130,6 +131,11 @@ def train(run: Run, directory: Path | None = None, resume: bool = False) -> Gene
             raise
     if files is not None:
         files.write_summary(summarise(run, parts, probe, progress, done))
+
+
+def data_digests(task: Task) -> dict[str, str]:
+    """SHA-256 of the data files that a task reads, by name."""
+    return digests(task.data_files(), data_directory(getattr(task, "data", None)))
 
 
 def update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from specreg.studies.building import build_task, task_settings
 from specreg.studies.cli import app
 from specreg.studies.configuration import ConfigurationError, Run
 from specreg.studies.slices import SliceScores, gathered
+from specreg.tasks.files import ENVIRONMENT_VARIABLE
 from specreg.tasks.mqar import MQAR
 from specreg.tasks.task import SpectralNeed, Task
 
@@ -74,8 +76,12 @@ def test_needs_are_described_in_few_words() -> None:
     assert task_view.listed(range(1, 9)) == "1, 2, 3, 4, 5, 6, …"
 
 
-def test_table_has_a_row_for_every_task() -> None:
+def test_table_has_a_row_for_every_task_and_stands_in_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))  # no data: what only files tell is left open
     result = runner.invoke(app, ["tasks", "table"])
+    assert result.stdout.strip() in (Path(__file__).parent.parent / "README.md").read_text()
     lines = result.stdout.strip().splitlines()
     assert [line.split("|")[1].strip(" `") for line in lines[2:]] == sorted(members.tasks())
     assert all(line.count("|") == len(task_view.COLUMNS) + 1 for line in lines)

@@ -27,10 +27,10 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 REQUIRED: dict[str, tuple[dict[str, Any], float]] = {
     "mqar": ({"length": 512, "pairs": 64}, 50_000),
     "listops": ({}, 5_000),
-    "pathfinder": ({}, 250),
-    "pathfinder:path-x": ({}, 30),
-    "group-words": ({"length": 40}, 1_000_000),
-    "parity": ({}, 1_000_000),
+    "pathfinder:pathfinder": ({"cache": False}, 250),
+    "pathfinder:path-x": ({"cache": False}, 30),
+    "group-words": ({"shortest": 40, "longest": 40}, 1_000_000),
+    "parity": ({"shortest": 40, "longest": 40}, 1_000_000),
 }
 WAITING = {"digits": {}, "mqar:tiny": {}, "imdb:tiny": {"data": str(DATA)}}
 MOST_WAITING = 0.02
