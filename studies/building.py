@@ -59,9 +59,13 @@ def build_parts(run: Run) -> Parts:
 
 def build_task(run: Run) -> Task:
     """The task that a run names, with its settings and data seed."""
-    settings = {key: value for key, value in run.task.items() if key != "name"}
-    cls = named("task", str(run.task["name"]), members.tasks())
-    return make("task", cls, {"seed": run.data_seed, **settings})  # type: ignore[no-any-return]
+    return make_task({"seed": run.data_seed, **run.task})
+
+
+def make_task(settings: Mapping[str, Any]) -> Task:
+    """The task of a name and settings, as `task_settings` gives them."""
+    cls = named("task", str(settings["name"]), members.tasks())
+    return make("task", cls, {key: value for key, value in settings.items() if key != "name"})  # type: ignore[no-any-return]
 
 
 def task_settings(text: str) -> dict[str, Any]:

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from specreg.studies import members
-from specreg.studies.building import build_task, make_checked, task_settings
+from specreg.studies.building import make_checked, make_task, task_settings
 from specreg.studies.commands import setting
-from specreg.studies.configuration import Run
 from specreg.studies.console import Output, printable
 from specreg.tasks.task import Batch, RegressionTask, SpectralNeed, Split, Task
 
@@ -26,7 +25,7 @@ COLUMNS = ("task", "probes", "length", "classes", "chance", "known spectral need
 def show(name: str, settings: Sequence[str], examples: int, data: Path | None, output: Output) -> dict[str, Any]:
     """Print a task's facts and some validation examples; the same as data."""
     changes = dict(setting(text) for text in settings) | ({} if data is None else {"data": str(data)})
-    task = build_task(Run(model={"name": "lru"}, task=task_settings(name) | changes))
+    task = make_task(task_settings(name) | changes)
     batch: Batch = make_checked(lambda: next(iter(task.batches("validation", examples))))
     facts = facts_of(task)
     shown = [example(task, batch, row) for row in range(min(examples, len(batch)))]

@@ -18,7 +18,8 @@ DATA = Path(os.environ.get(ENVIRONMENT_VARIABLE) or Path(__file__).parents[2] / 
 
 
 @pytest.mark.parametrize("name", sorted(members.tasks()))
-def test_twenty_steps(name: str, tmp_path: Path) -> None:
+def test_twenty_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the user's own stays as it is
     settings = task_settings(f"{name}:tiny")
     cls = members.tasks()[name]
     if hasattr(cls, "data"):

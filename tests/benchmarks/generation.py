@@ -20,7 +20,7 @@ import torch
 from measure import row
 
 from specreg.studies import members, training
-from specreg.studies.building import build_task, task_settings
+from specreg.studies.building import make_task, task_settings
 from specreg.studies.configuration import Budget, Run
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -37,13 +37,9 @@ MOST_WAITING = 0.02
 FIRST, LAST = 6, 65
 
 
-def made(name: str, settings: dict[str, Any]) -> Any:
-    return build_task(Run(model={"name": "lru"}, task=task_settings(name) | settings))
-
-
 def rate(name: str, settings: dict[str, Any]) -> float:
     """Examples a second, over draws of at least a twentieth of a second."""
-    task, best = made(name, settings), 0.0
+    task, best = make_task(task_settings(name) | settings), 0.0
     task.batch("train", np.arange(256))
     for attempt in range(5):
         began, drawn = time.perf_counter(), 0
