@@ -93,6 +93,7 @@ class Backbone(nn.Module):
         self.embedding: nn.Linear | nn.Embedding
         self.embedding = nn.Linear(channels, d_model) if vocab_size is None else nn.Embedding(vocab_size, d_model)
         self.positions = position_embedding(positions, max_length, d_model)
+        self.longest = max_length if positions == "learned" else None  # sequence that it can take; None: any
         self.blocks = nn.ModuleList(Block(mixer, mlp_ratio, norm, dropout) for mixer in mixers)
         self.norm = make_norm(norm, d_model)
         self.head = None if tied else nn.Linear(d_model, num_classes)
@@ -139,9 +140,12 @@ class Backbone(nn.Module):
         x = self.embedding(inputs)
         if self.positions is None:
             return x  # type: ignore[no-any-return]
-        if inputs.shape[1] > len(self.positions):
-            raise ValueError(f"positions are embedded up to length {len(self.positions)}, got {inputs.shape[1]}")
-        return x + self.positions[: inputs.shape[1]]  # type: ignore[no-any-return]
+        length = inputs.shape[1]
+        if self.longest is not None and length > self.longest:
+            raise ValueError(f"positions were learned up to length {self.longest}, got {length}")
+        beyond = length > len(self.positions)  # sines and cosines go on
+        rows = sinusoids(length, x.shape[2]).to(x) if beyond else self.positions[:length]
+        return x + rows  # type: ignore[no-any-return]
 
     def _answer(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.norm(x)
@@ -173,7 +177,11 @@ def position_embedding(positions: Positions, length: int, d_model: int) -> nn.Pa
         return None
     if positions == "learned":
         return nn.Parameter(0.02 * torch.randn(length, d_model))
+    return nn.Parameter(sinusoids(length, d_model), requires_grad=False)
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """``(length, d_model)``: sin(ω_k t) and cos(ω_k t) in turn, ω_k from 1 down to 1/10,000 (Vaswani et al. 2017)."""
     frequency = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10000.0) / d_model))
     angle = torch.arange(length).unsqueeze(1) * frequency
-    table = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :d_model]
-    return nn.Parameter(table, requires_grad=False)
+    return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :d_model]

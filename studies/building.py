@@ -6,18 +6,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
 
 from specreg.estimators import AppliedOperator, AppliedSystem, Estimator, Exact, Lyapunov
 from specreg.models.backbone import Backbone
+from specreg.models.last_state_decoder import LastStateDecoder
 from specreg.models.mixer import Mixer
 from specreg.models.two_towers import TwoTowers
 from specreg.penalties import Penalty
 from specreg.studies import members
-from specreg.studies.configuration import ConfigurationError, Optimiser, Run, explain
+from specreg.studies.configuration import NONE, ConfigurationError, Optimiser, Run, explain
+from specreg.studies.data_files import require
 from specreg.studies.expressions import build, parse, unknown
 from specreg.targets import Target
 from specreg.tasks.task import Task
@@ -47,6 +49,7 @@ def build_parts(run: Run) -> Parts:
     """
     device = usable_device(run.device)
     task = build_task(run)
+    require(task)
     terms = build_terms(run.penalties)
     init = None if run.init is None else build_target(run.init)
     with torch.random.fork_rng(devices=[]):
@@ -79,7 +82,8 @@ def task_settings(text: str) -> dict[str, Any]:
         raise ConfigurationError(unknown(f"preset of {name}", preset, presets))
     settings = {field.name: getattr(presets[preset], field.name) for field in fields(cls) if field.name != "seed"}
     defaults = defaults_of(cls)
-    return {"name": name} | {key: value for key, value in settings.items() if value != defaults.get(key)}
+    changed = {key: value for key, value in settings.items() if value != defaults.get(key)}
+    return {"name": name} | {key: NONE if value is None else value for key, value in changed.items()}
 
 
 def build_target(text: str) -> Target:
@@ -170,7 +174,7 @@ def assemble(cls: type[Mixer], settings: Mapping[str, Any], task: Task, init: Ta
     if init is not None:
         for mixer in mixers:
             make_checked(partial(mixer.initialise, init))
-    backbone = Backbone if task.towers == 1 else TwoTowers
+    backbone = TwoTowers if task.towers == 2 else LastStateDecoder if task.from_last_state else Backbone
     model = make("model", partial(backbone, mixers, **fixed), shared, signature_of=Backbone)
     assert isinstance(model, Backbone)
     return model
@@ -219,7 +223,10 @@ def make(
     also: tuple[str, ...] = (),
     signature_of: Any = None,
 ) -> Any:
-    """Call `cls` with settings checked against its signature: unknown names get their nearest, types are converted."""
+    """Call `cls` with settings checked against its signature: unknown names get their nearest, types are converted.
+
+    The word `none` is None where a setting may be None.
+    """
     signature = signature_of or cls
     hints = get_type_hints(signature.__init__)
     parameters = inspect.signature(signature).parameters
@@ -227,6 +234,7 @@ def make(
     for key in settings:
         if key not in allowed:
             raise ConfigurationError(f"{table}.{key}: {unknown('setting', key, [*allowed, *also])}")
+    settings = {key: None if value == NONE and admits_none(hints[key]) else value for key, value in settings.items()}
     fields: dict[str, Any] = {key: (hints[key], ...) for key in settings}
     form = create_model("Settings", __config__=ConfigDict(extra="forbid"), **fields)
     try:
@@ -234,6 +242,12 @@ def make(
     except ValidationError as error:
         raise ConfigurationError("; ".join(f"{table}.{finding}" for finding in explain(error).split("; "))) from None
     return make_checked(lambda: cls(**{key: getattr(checked, key) for key in settings}))
+
+
+def admits_none(hint: Any) -> bool:
+    """Whether a type has None among its values, and not the word for it too."""
+    choices = get_args(hint)
+    return type(None) in choices and not any(NONE in get_args(choice) for choice in choices)
 
 
 HANDED_IN = ("self", "init", "mixers", "return")

@@ -104,3 +104,13 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def load_into(model: torch.nn.Module, path: Path) -> Checkpoint:
+    """Read a checkpoint and give its parameters to a model."""
+    checkpoint = load(path)
+    try:
+        model.load_state_dict(dict(checkpoint.model))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit run.toml beside it ({error})") from None
+    return checkpoint

@@ -40,6 +40,10 @@ Folder = Annotated[
     Path | None, typer.Option("--out", help="The study's folder; runs/studies/NAME without it.", **OPTION)
 ]
 Name = Annotated[str | None, typer.Option(help="The study's name in the storage; without it that of STUDY.")]
+Data = Annotated[Path | None, typer.Option(help="Folder with the task's data files.", **OPTION)]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch public data files that are missing; nothing is without it.")
+]
 Html = Annotated[Path | None, typer.Option(help="Write one HTML file that opens offline.", **OPTION)]
 Kind = Literal["models", "tasks", "targets", "penalties", "studies"]
 
@@ -84,7 +88,10 @@ def train(
     task: Annotated[str | None, typer.Option(help="A name from `specreg list tasks`, or NAME:PRESET.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="One setting, as in model.d_state=64 or budget.batch_size=16; may be repeated."),
+        typer.Option(
+            "--set",
+            help="One setting, as in model.d_state=64 or task.train_examples=none (no limit); may be repeated.",
+        ),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Target spectrum at the start, as in 'ring(0.9, 0.99)'.")] = None,
     penalty: Annotated[
@@ -94,7 +101,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of parameters and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the task's data files.", **OPTION)] = None,
+    data: Data = None,
+    download: Download = False,
     config: Annotated[
         Path | None, typer.Option(help="A run.toml to start from; the other options change it.", **OPTION)
     ] = None,
@@ -114,8 +122,8 @@ def train(
 
         given = commands.Given(model, task, settings or [], init, penalty or [], steps, seed, device, data, config)
         if resume:
-            return commands.resume(given, out, output)
-        return commands.train(given, out, dry_run, output)
+            return commands.resume(given, out, download, output)
+        return commands.train(given, out, dry_run, download, output)
 
     output = Output(json, quiet, debug)
     raise typer.Exit(run(output, body))
@@ -124,16 +132,19 @@ def train(
 @app.command("eval")
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="A trained run's directory.", **ARGUMENT)],
+    longest: Annotated[
+        int | None, typer.Option(help="Leave out other sizes of more steps than this; all are measured without.", min=1)
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy of a trained run's best model on the test split."""
+    """Accuracy of a trained run's best model: test split, slices, and the sizes that it was not trained on."""
 
     def body() -> object:
         from specreg.studies import commands
 
-        return commands.evaluate(run_dir, output)
+        return commands.evaluate(run_dir, longest, output)
 
     output = Output(json, quiet, debug)
     raise typer.Exit(run(output, body))
@@ -165,7 +176,8 @@ def tasks_show(
         list[str] | None, typer.Option("--set", help="One setting, as in length=512; may be repeated.")
     ] = None,
     examples: Annotated[int, typer.Option(help="How many examples.", min=1, max=1000)] = 10,
-    data: Annotated[Path | None, typer.Option(help="Folder with the task's data files.", **OPTION)] = None,
+    data: Data = None,
+    download: Download = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -175,7 +187,7 @@ def tasks_show(
     def body() -> object:
         from specreg.studies import task_view
 
-        return task_view.show(name, settings or [], examples, data, output)
+        return task_view.show(name, settings or [], examples, data, download, output)
 
     output = Output(json, quiet, debug)
     raise typer.Exit(run(output, body))
@@ -189,6 +201,26 @@ def tasks_table(json: Json = False, quiet: Quiet = False, debug: Debug = False) 
         from specreg.studies import task_view
 
         return task_view.table(output)
+
+    output = Output(json, quiet, debug)
+    raise typer.Exit(run(output, body))
+
+
+@tasks_app.command("score")
+def tasks_score(
+    run_dirs: Annotated[
+        list[Path], typer.Argument(help="Trained runs of one model.", parser=named_path, metavar="RUN_DIR...")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """MAD's score of a model: the best run at each published setting, their mean over settings, then over tasks."""
+
+    def body() -> object:
+        from specreg.studies import scoring
+
+        return scoring.score(run_dirs, output)
 
     output = Output(json, quiet, debug)
     raise typer.Exit(run(output, body))

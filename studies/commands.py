@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from specreg.studies.configuration import ConfigurationError, Run
+from specreg.studies.configuration import NONE, ConfigurationError, Run
 from specreg.studies.console import Output
 from specreg.studies.files import write_text
 from specreg.studies.interrupts import first_interrupt
@@ -114,20 +114,24 @@ class Place:
         return " ".join(parts)
 
 
-def train(given: Given, out: Path | None, dry_run: bool, output: Output) -> dict[str, Any]:
-    """Train a run from its start."""
+def train(given: Given, out: Path | None, dry_run: bool, download: bool, output: Output) -> dict[str, Any]:
+    """Train a run from its start, its data downloaded first where that was asked for."""
     run = given.run()
     directory = out or Path("runs") / f"{run.task['name']}-{run.model['name']}-{run.digest()[:8]}-seed{run.seed}"
     if dry_run:
         return describe(run, output)
-    from specreg.studies import training
+    from specreg.studies import data_files, training
+    from specreg.studies.building import build_task
+
+    if download:
+        data_files.fetch_missing(build_task(run), output.say)
 
     return follow(training.train(run, directory), run, directory, output)
 
 
-def resume(given: Given, out: Path | None, output: Output) -> dict[str, Any]:
+def resume(given: Given, out: Path | None, download: bool, output: Output) -> dict[str, Any]:
     """Go on with a run that was stopped."""
-    if given != Given(None, None, [], None, [], None, None, None, None, None) or out is None:
+    if given != Given(None, None, [], None, [], None, None, None, None, None) or out is None or download:
         raise ConfigurationError("--resume takes --out and nothing else: the configuration is the one in run.toml")
     from specreg.studies import training
     from specreg.studies.run_directory import RunDirectory
@@ -188,16 +192,26 @@ def describe(run: Run, output: Output) -> dict[str, Any]:
     return {"run": asdict(run), "defaults": defaults, **facts}
 
 
-def evaluate(run_dir: Path, output: Output) -> dict[str, Any]:
-    """Test-split accuracy of a run's best model."""
-    from specreg.studies import training
+def evaluate(run_dir: Path, longest: int | None, output: Output) -> dict[str, Any]:
+    """Accuracy of a run's best model on the test split, by slices, and at the task's other sizes."""
+    from dataclasses import asdict
 
-    evaluation = training.test(run_dir)
+    from specreg.studies import evaluation
+
+    score = evaluation.test(run_dir)
     if not output.json:
-        print(f"test accuracy {evaluation.accuracy:.4f}, loss {evaluation.loss:.4f}")
-        for name, accuracies in evaluation.slices.items():
+        print(f"test accuracy {score.accuracy:.4f}, loss {score.loss:.4f}")
+        if score.published_accuracy is not None:
+            print(f"accuracy as this task publishes it: {score.published_accuracy:.4f}")
+        for name, accuracies in score.slices.items():
             print(f"  by {name}: " + "  ".join(f"{value}: {each:.3f}" for value, each in accuracies.items()))
-    return {"accuracy": evaluation.accuracy, "loss": evaluation.loss, "slices": evaluation.slices}
+    sizes = {}
+    for name, size in evaluation.extrapolate(run_dir, math.inf if longest is None else longest):
+        sizes[name] = asdict(size)
+        if not output.json:
+            measured = f"not measured: {size.reason}" if size.accuracy is None else f"{size.accuracy:.4f}"
+            print(f"  at {name}: {measured} (chance {size.chance:.4f})", flush=True)
+    return {**asdict(score), "extrapolations": sizes}
 
 
 def spectrum(run_dir: Path, html: Path | None, output: Output) -> dict[str, Any]:
@@ -293,11 +307,14 @@ def test_best(place: Place, output: Output) -> dict[str, Any]:
     output.say(f"best on the validation split: trial {best['slot']} in {place.folder / best['directory']}")
     if not runs:
         return {"best": best}
-    from specreg.studies import training
+    from specreg.studies import evaluation
 
-    scores = [training.test(run).accuracy for run in runs]
+    scores = [evaluation.test(run).accuracy for run in runs]
+    sizes = {name for run in runs for name, _ in evaluation.extrapolate(run)}
     seeds = "1 seed" if len(scores) == 1 else f"mean of {len(scores)} seeds"
     output.say(f"its accuracy on the test split: {fmean(scores):.4f} ({seeds})")
+    if sizes:
+        output.say(f"the report has it at {len(sizes)} other sizes too: {', '.join(sorted(sizes))}")
     return {"best": best, "test_accuracy": fmean(scores)}
 
 
@@ -328,11 +345,14 @@ def save(path: Path, text: str, output: Output) -> None:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`model.d_state=64` as a path and a value: a number or a boolean where it reads as one, else text."""
+    """`model.d_state=64` as a path and a value: a number or a boolean where it reads as one, else text.
+
+    `none`, or `None`, takes away a setting that may be left out.
+    """
     path, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)?", path.strip()):
         raise ConfigurationError(f"--set {text!r}: write it as model.d_state=64")
     try:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return path.strip(), value.strip()
+        return path.strip(), NONE if value.strip() == "None" else value.strip()

@@ -21,6 +21,7 @@ from specreg.studies.expressions import parse, unknown
 
 Setting = str | bool | int | float
 Settings = dict[str, Setting]
+NONE = "none"  # how a setting is taken away in text: TOML has no word for it
 STRICT = ConfigDict(extra="forbid", strict=False)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -77,6 +78,14 @@ class Run:
     autocast: bool = False  # bfloat16 where it is safe; spectra stay in float32
     compile: bool = False
 
+    @field_validator("model", "task", mode="before")
+    @classmethod
+    def _spelt(cls, settings: Any) -> Any:
+        """None in its spelling: whether a setting may be None, only the class that it goes to can tell."""
+        if not isinstance(settings, dict):
+            return settings
+        return {key: NONE if value is None else value for key, value in settings.items()}
+
     @field_validator("model", "task")
     @classmethod
     def _named(cls, settings: Settings) -> Settings:
@@ -106,9 +115,10 @@ class Run:
 
     @classmethod
     def from_mapping(cls, data: dict[str, Any]) -> Run:
-        """A run from nested tables, as read from TOML or JSON."""
+        """A run from nested tables, as read from TOML or JSON; `none` takes away a setting that may be left out."""
+        tables = {name: without_none(TABLES[name], data[name]) for name in TABLES if isinstance(data.get(name), dict)}
         try:
-            return TypeAdapter(cls).validate_python(data)
+            return TypeAdapter(cls).validate_python(without_none(cls, {**data, **tables}))
         except ValidationError as error:
             raise ConfigurationError(explain(error)) from None
 
@@ -172,6 +182,12 @@ def toml(data: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, type] = {"optimiser": Optimiser, "budget": Budget}
+
+
+def without_none(cls: Any, table: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a class, `none` as None for those that are None by default."""
+    optional = {field.name for field in fields(cls) if field.default is None}
+    return {key: None if value == NONE and key in optional else value for key, value in table.items()}
 
 
 def explain(error: ValidationError) -> str:

@@ -51,7 +51,7 @@ def form(name: str, member: type, kind: str) -> str:
     parameters = [p for p in inspect.signature(member).parameters.values() if p.name not in HANDED_IN]
     if kind in ("targets", "penalties"):
         return f"{name}({', '.join(_plain(p) for p in parameters)})"
-    return " ".join(_plain(p) for p in parameters)
+    return " ".join(_plain(p, none="none") for p in parameters)
 
 
 def _docstring(study: str) -> str:
@@ -60,5 +60,7 @@ def _docstring(study: str) -> str:
     return (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0].replace("\n", " ")
 
 
-def _plain(parameter: inspect.Parameter) -> str:
-    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
+def _plain(parameter: inspect.Parameter, none: str = "None") -> str:
+    if parameter.default is parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={none if parameter.default is None else parameter.default}"

@@ -33,6 +33,7 @@ from specreg.studies.report_statistics import (
 from specreg.studies.report_text import seeds
 from specreg.studies.run_directory import RunDirectory
 from specreg.studies.storage import open_study
+from specreg.studies.tested import accuracies_by_size, estimated, usable
 
 Outcome = Literal["completed", "pruned", "failed", "unfinished"]
 SPECTRAL_STATISTICS = {
@@ -84,9 +85,16 @@ class Best:
     trial: TrialRow
     score: Estimate
     test: Estimate | None  # accuracy on the test split, which no selection looked at
+    published: Estimate | None  # the accuracy as its task publishes it, where that is another
+    sizes: Mapping[str, Estimate]  # accuracy at sizes that it was not trained on, by name
     chance: float | None
     run_toml: str | None
     run_file: str | None  # where that stands; None: its run directory is gone
+
+    def further(self) -> list[tuple[str, Estimate]]:
+        """What else was measured on test data, with its label."""
+        published = [] if self.published is None else [("accuracy, test, as published", self.published)]
+        return published + [(f"accuracy, test, {name}", value) for name, value in self.sizes.items()]
 
 
 @dataclass(frozen=True)
@@ -281,11 +289,6 @@ def row(trial: FrozenTrial, objectives: Mapping[str, str]) -> TrialRow:
     )
 
 
-def usable(value: Any) -> bool:
-    """Whether a stored metric is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def objectives_of(study: optuna.Study) -> dict[str, str]:
     """Directions by name, of a study that our driver has not begun."""
     names = study.metric_names or [f"objective {number}" for number in range(len(study.directions))]
@@ -351,9 +354,9 @@ def describe(
 ) -> Best:
     """The verdict, with test accuracy and chance level where they are known."""
     tests = [directory.summary("test") or {} for directory in files]
-    accuracies = [float(test["accuracy"]) for test in tests if usable(test.get("accuracy"))]
-    if files and len(accuracies) < len(files):
-        note(f"test accuracy is known for {len(accuracies)} of {seeds(len(files))} of the best trial")
+    tested = sum(usable(test.get("accuracy")) for test in tests)
+    if files and tested < len(files):
+        note(f"test accuracy is known for {tested} of {seeds(len(files))} of the best trial")
     summaries = [directory.summary() or {} for directory in files]
     chances = best.metrics.get("chance") or [s["chance"] for s in summaries if usable(s.get("chance"))]
     estimate = best.estimate(score)
@@ -362,7 +365,9 @@ def describe(
     return Best(
         trial=best,
         score=estimate,
-        test=Estimate.of(accuracies) if accuracies else None,
+        test=estimated(test.get("accuracy") for test in tests),
+        published=estimated(test.get("published_accuracy") for test in tests),
+        sizes=accuracies_by_size(tests),
         chance=chances[0] if chances else None,
         run_toml=None if run is None else run.to_toml(),
         run_file=None if run_file is None else str(run_file),

@@ -61,6 +61,7 @@ def verdict(report: StudyReport) -> list[str]:
         ("best trial", str(best.trial.slot)),
         (f"{for_markdown(report.score)}, validation", score),
         ("accuracy, test (never used to select)", test),
+        *((for_markdown(label), mean_and_spread(value)) for label, value in best.further()),
         ("chance", chance),
         *settings,
     ]

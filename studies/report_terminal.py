@@ -115,10 +115,11 @@ def verdict(report: StudyReport, console: Console) -> None:
         ("best trial", str(best.trial.slot)),
         (f"{shown(report.score)}, validation", score),
         ("accuracy, test", test),
+        *((shown(label), mean_and_spread(value)) for label, value in best.further()),
         ("chance", "unknown" if best.chance is None else number(best.chance, 3)),
         *((shown(name), shown(value)) for name, value in best.trial.parameters.items()),
     ]
-    console.print(pairs(lines, strong=4))
+    console.print(pairs(lines, strong=4 + len(best.further())))
 
 
 def pairs(lines: Iterable[tuple[str, str]], strong: int = 0) -> Table:

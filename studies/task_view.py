@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specreg.studies import members
+from specreg.studies import data_files, members
 from specreg.studies.building import make_checked, make_task, task_settings
 from specreg.studies.commands import setting
 from specreg.studies.console import Output, printable
@@ -22,10 +22,15 @@ SHADES = " .:-=+*#%@"  # from dark to light, two characters a pixel
 COLUMNS = ("task", "probes", "length", "classes", "chance", "known spectral need", "source")
 
 
-def show(name: str, settings: Sequence[str], examples: int, data: Path | None, output: Output) -> dict[str, Any]:
-    """Print a task's facts and some validation examples; the same as data."""
+def show(
+    name: str, settings: Sequence[str], examples: int, data: Path | None, download: bool, output: Output
+) -> dict[str, Any]:
+    """Print a task's facts and some validation examples; the same as data. Its files are downloaded if asked."""
     changes = dict(setting(text) for text in settings) | ({} if data is None else {"data": str(data)})
     task = make_task(task_settings(name) | changes)
+    if download:
+        data_files.fetch_missing(task, output.say)
+    data_files.require(task)
     batch: Batch = make_checked(lambda: next(iter(task.batches("validation", examples))))
     facts = facts_of(task)
     shown = [example(task, batch, row) for row in range(min(examples, len(batch)))]
@@ -48,9 +53,11 @@ def facts_of(task: Task) -> dict[str, Any]:
         "length": task.max_length,
         "inputs": f"{task.vocab_size} tokens" if task.vocab_size else f"{task.channels} values a step",
         "answers": f"{task.num_classes} {'numbers' if isinstance(task, RegressionTask) else 'classes'}"
-        + (", one a position" if task.per_position else ", one a sequence"),
+        + (", one a position" if task.per_position else ", one a sequence")
+        + (", decoded from the last state alone" if task.from_last_state else ""),
         "chance": f"{task.chance:.4g}",
         "need": described(task.need) or "nothing known",
+        "also at": ", ".join(task.extrapolations()) or "no other size",
         "presets": ", ".join(task.presets()),
         "source": task.source,
     }

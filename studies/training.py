@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from specreg.studies import checkpoints
 from specreg.studies.batches import train_batches
 from specreg.studies.building import Parts, build_parts, count_parameters, make_checked, optimiser_groups
 from specreg.studies.configuration import ConfigurationError, Optimiser, Run
+from specreg.studies.evaluation import SplitScore, evaluate_split, evaluation_batch_size
 from specreg.studies.recording import (
     EXAMPLES,
     Memory,
@@ -30,27 +31,15 @@ from specreg.studies.recording import (
     systems_of,
 )
 from specreg.studies.run_directory import RunDirectory
-from specreg.studies.slices import SliceScores
 from specreg.tasks.files import data_directory, digests
-from specreg.tasks.task import Batch, Split, Task
+from specreg.tasks.task import Batch, Task
 
 if TYPE_CHECKING:
     from specreg.studies.worker import Report
 
-EVALUATED_STEPS = 2**15  # time steps in an evaluation batch: larger ones outgrow the caches
-
 
 class DivergedError(FloatingPointError):
     """A loss or gradient that is not finite: which, and at which step."""
-
-
-@dataclass(frozen=True)
-class SplitScore:
-    """Figures on a held-out split."""
-
-    accuracy: float
-    loss: float
-    slices: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # accuracy by lag, by length, …
 
 
 @dataclass(frozen=True)
@@ -214,28 +203,6 @@ def check_finite(task_loss: float, penalties: Mapping[str, float], step: int) ->
             raise DivergedError(f"the penalty {name} is {value} at step {step}")
 
 
-def evaluation_batch_size(run: Run, parts: Parts) -> int:
-    """Examples at a time where no gradient is kept: as asked, else as many as fill `EVALUATED_STEPS`."""
-    return run.budget.evaluation_batch_size or max(1, EVALUATED_STEPS // parts.task.max_length)
-
-
-@torch.no_grad()
-def evaluate_split(parts: Parts, split: Split, batch_size: int) -> SplitScore:
-    """Mean score and mean loss over a held-out split, in evaluation mode."""
-    parts.model.eval()
-    score, loss, count, slices = 0.0, 0.0, 0, SliceScores()
-    for batch in parts.task.batches(split, batch_size):
-        moved = batch.to(parts.device)
-        logits = parts.model(moved.inputs, moved.mask)
-        size = len(batch.inputs)
-        score += parts.task.score(logits, moved).sum().item()
-        loss += parts.task.loss(logits, moved).item() * size
-        count += size
-        if split == "test":
-            slices.add(parts.task.slices(batch), parts.task.right(logits, moved).cpu())
-    return SplitScore(score / count, loss / count, slices.accuracies())
-
-
 def held_out(parts: Parts) -> Batch:
     """The fixed batch on which spectra are recorded."""
     return make_checked(lambda: next(iter(parts.task.batches("validation", EXAMPLES))).to(parts.device))
@@ -296,7 +263,7 @@ def restore(
     saved = checkpoints.saved(files.checkpoints)
     done, progress, seconds = 0, Progress(), 0.0
     if saved:
-        checkpoint = load_into(parts.model, saved[-1])
+        checkpoint = checkpoints.load_into(parts.model, saved[-1])
         try:
             checkpoints.restore_optimiser(optimiser, checkpoint.optimiser)
         except (RuntimeError, ValueError) as error:
@@ -306,16 +273,6 @@ def restore(
     files.note_resumption(run)
     files.go_back_to(done)
     return done, progress, seconds
-
-
-def load_into(model: torch.nn.Module, path: Path) -> checkpoints.Checkpoint:
-    """Read a checkpoint and give its parameters to a model."""
-    checkpoint = checkpoints.load(path)
-    try:
-        model.load_state_dict(dict(checkpoint.model))
-    except RuntimeError as error:
-        raise checkpoints.CheckpointError(f"{path}: does not fit run.toml beside it ({error})") from None
-    return checkpoint
 
 
 def summarise(run: Run, parts: Parts, probe: Batch, progress: Progress, done: int) -> dict[str, float]:
@@ -330,29 +287,6 @@ def summarise(run: Run, parts: Parts, probe: Batch, progress: Progress, done: in
         "chance": parts.task.chance,
         **measure(parts, probe),
     }
-
-
-def load_best(directory: Path) -> tuple[Run, Parts]:
-    """A trained run with the model of its best validation score."""
-    files = RunDirectory(directory)
-    run = files.run()
-    summary = files.summary()
-    if summary is None:
-        raise ConfigurationError(f"{directory}: this run has not ended; go on with --resume")
-    parts = build_parts(run)
-    load_into(parts.model, files.best / f"step-{summary['best_step']:08d}")
-    return run, parts
-
-
-def test(directory: Path) -> SplitScore:
-    """Accuracy of a run's best model on the test split, which no selection looks at; kept as test.json."""
-    run, parts = load_best(directory)
-    evaluation = evaluate_split(parts, "test", evaluation_batch_size(run, parts))
-    figures: dict[str, Any] = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
-    RunDirectory(directory).write_summary(
-        figures | ({"slices": evaluation.slices} if evaluation.slices else {}), "test"
-    )
-    return evaluation
 
 
 def evaluate(run: Run, report: Report) -> Mapping[str, float]:

@@ -41,6 +41,10 @@ class Adding(RegressionTask):
 
     probes: ClassVar[str] = "two marked values over long gaps"
     source: ClassVar[str] = "Hochreiter, Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735"
+    channels: ClassVar[int] = 2
+    """A value and a mark."""
+    num_classes: ClassVar[int] = 1
+    """One answer, the sum."""
 
     tolerance: float = 0.04
     """The largest error that counts as right."""
@@ -61,29 +65,9 @@ class Adding(RegressionTask):
         return cls(length=32, validation_examples=200, test_examples=200)
 
     @property
-    def vocab_size(self) -> None:
-        """Inputs are values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """A value and a mark: 2."""
-        return 2
-
-    @property
-    def num_classes(self) -> int:
-        """One answer, the sum."""
-        return 1
-
-    @property
     def max_length(self) -> int:
         """The length T of every sequence."""
         return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """One answer a sequence: False."""
-        return False
 
     @property
     def chance(self) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specreg.tasks.in_context import InContextTask
-from specreg.tasks.streams import below
+from specreg.tasks.streams import below, below_each
 from specreg.tasks.task import Batch, SpectralNeed
 
 __all__ = ["AssociativeRecall"]
@@ -155,6 +155,6 @@ def _one_of(
 ) -> NDArray[np.int64]:  # (B, 1)
     """Return one of the allowed places of each row, each equally likely."""
     counts = allowed.cumsum(axis=1)
-    rank = (((drawn >> np.uint64(32)) * counts[:, -1].astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    rank = below_each(drawn, counts[:, -1])
     found: NDArray[np.int64] = (counts > rank[:, None]).argmax(axis=1)[:, None]
     return found

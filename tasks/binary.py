@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specreg.tasks.formal_language import StringToString, measured_chance
-from specreg.tasks.streams import words
-from specreg.tasks.strings import Integers, Words, bits, digest, real, share, uniform
+from specreg.tasks.streams import below_each, words
+from specreg.tasks.strings import Integers, Words, bits, digest, real, share
 from specreg.tasks.task import Split
 
 __all__ = ["TwoNumbers", "digits_of", "integers", "low_bits", "write_low"]
@@ -58,19 +58,13 @@ class TwoNumbers(StringToString):
     """Two binary numbers, units first, and what an operation makes of them."""
 
     smallest: ClassVar[int] = 3
+    alphabet: ClassVar[int] = 3
+    """Two bits and the sign."""
+    divisible: ClassVar[int] = 4
+    """One bit and two: three strings."""
 
     shortest: int = 3
     """The shortest length of the two numbers and the sign between."""
-
-    @property
-    def alphabet(self) -> int:
-        """Two bits and the sign."""
-        return 3
-
-    @property
-    def divisible(self) -> int:
-        """One bit and two: three strings."""
-        return 4
 
     @property
     def chance(self) -> float:
@@ -95,7 +89,7 @@ class TwoNumbers(StringToString):
         chosen, most, rows = words(keyed, 0, 4), self.longest, np.arange(keyed.size)
         counts = self.lengths(split, chosen[:, 0])
         first, second = self._numbers(split, keyed, chosen, counts)
-        widths = 1 + uniform(chosen[:, 1], counts - 2)
+        widths = 1 + below_each(chosen[:, 1], counts - 2)
         steps = np.arange(most)
         behind = np.take_along_axis(second, np.maximum(steps - 1 - widths[:, None], 0), axis=1)
         strings = np.where(steps < widths[:, None], first, behind) * real(counts, most)
@@ -111,11 +105,11 @@ class TwoNumbers(StringToString):
     ) -> tuple[Integers, Integers]:  # (B, N), (B, N)
         """Return numbers from 1 with a uniform width each; the low part of the longer one is the code."""
         most, filler = self.longest, -(-self.longest // 64)
-        widths = 1 + uniform(chosen[:, 1], counts - 2)
+        widths = 1 + below_each(chosen[:, 1], counts - 2)
         others = counts - 1 - widths
         longer, shorter = np.maximum(widths, others), np.minimum(widths, others)
         fixed = bits(words(keyed, 4, filler), most) * real(shorter, most)
-        write_low(fixed, 1 + uniform(chosen[:, 2], low_bits(shorter)))
+        write_low(fixed, 1 + below_each(chosen[:, 2], low_bits(shorter)))
         coded = bits(words(keyed, 4 + filler, filler), most) * real(longer, most)
         coded[:, :_LOW] = 0
         sizes = low_bits(longer)

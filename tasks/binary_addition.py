@@ -1,6 +1,5 @@
 """Binary addition: the sum of two binary numbers, units first."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -45,11 +44,6 @@ class BinaryAddition(TwoNumbers):
     def tiny(cls) -> Self:
         """Return lengths 8 … 14."""
         return cls(shortest=8, longest=14, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny" and DeepMind's setting."""
-        return {"tiny": cls.tiny(), "chomsky": cls()}
 
     def extent(self, length: int) -> int:
         """Return one more than the length."""

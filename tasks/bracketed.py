@@ -6,7 +6,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from specreg.tasks.strings import Integers, Words, code_width, settle, uniform
+from specreg.tasks.streams import below_each
+from specreg.tasks.strings import Integers, Words, code_width, settle
 from specreg.tasks.task import Split
 
 __all__ = ["Expressions", "commonest"]
@@ -59,9 +60,9 @@ class Expressions:
             leaves.append((rows[short], starts[short], sizes[short]))
             self._write_leaves(strings, *leaves[-1])
             rows, starts, sizes = rows[~short], starts[~short], sizes[~short]
-            lefts = 1 + uniform(self.draws[rows, starts], sizes - 4)
+            lefts = 1 + below_each(self.draws[rows, starts], sizes - 4)
             middles = starts + 1 + lefts
-            chosen = uniform(self.draws[rows, middles], self.operators)
+            chosen = below_each(self.draws[rows, middles], self.operators)
             strings[rows, starts], strings[rows, starts + sizes - 1] = self.modulus + 3, self.modulus + 4
             strings[rows, middles] = self.modulus + chosen
             levels.append((rows, starts, starts + 1, middles + 1, chosen))
@@ -71,7 +72,7 @@ class Expressions:
 
     def _write_leaves(self, strings: Integers, rows: Integers, starts: Integers, sizes: Integers) -> None:
         places = starts + sizes // 2
-        strings[rows, places] = uniform(self.draws[rows, places], self.modulus)
+        strings[rows, places] = below_each(self.draws[rows, places], self.modulus)
         negative, enclosed = sizes % 2 == 0, sizes >= 3
         strings[rows[negative], places[negative] - 1] = self.modulus + 1
         ends = starts + sizes - 1

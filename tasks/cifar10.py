@@ -12,19 +12,15 @@ from numpy.typing import NDArray
 
 from specreg.tasks.cifar_files import (
     SIDE,
-    TEST,
-    TRAIN,
-    VALIDATION,
+    CIFARTask,
     Images,
-    check_length,
+    chosen_images,
     colour_files,
-    members,
     pooled,
     read_colour,
 )
-from specreg.tasks.files import data_directory
 from specreg.tasks.pixel_orders import PixelOrder, check_order, pixel_order
-from specreg.tasks.task import Batch, SpectralNeed, Split, Task
+from specreg.tasks.task import Batch, SpectralNeed, Split
 
 __all__ = ["CIFAR10"]
 
@@ -33,7 +29,7 @@ MEANS, STDS = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(Task):
+class CIFAR10(CIFARTask):
     """CIFAR-10 in colour as sequences of 1024 pixels with three values each: sequential CIFAR (sCIFAR).
 
     Probes long memory of a real signal: neighbouring rows lie 32 steps apart. An image is read row by row; values are
@@ -49,10 +45,10 @@ class CIFAR10(Task):
     Chance: 0.1, the classes being equally many.
 
     Data: a directory (`data`, else the environment variable SPECREG_DATA, else ~/.cache/specreg) that holds the folder
-    `cifar-10-batches-bin` of the official binary version, or else the parquet files of the Hugging Face data set
-    uoft-cs/cifar10 (train-*.parquet and test-*.parquet in `cifar10/plain_text`, `plain_text`, `cifar10` or itself;
-    pyarrow is needed, and what they hold is kept in the user's cache folder). Read once a process, when first asked
-    for.
+    `cifar-10-batches-bin` of the official binary version, or its archive `cifar-10-binary.tar.gz`, read in place, or
+    else the parquet files of the Hugging Face data set uoft-cs/cifar10 (train-*.parquet and test-*.parquet in
+    `cifar10/plain_text`, `plain_text`, `cifar10` or itself; pyarrow is needed). What an archive or parquet files hold
+    is kept in the user's cache folder. Read once a process, when first asked for.
 
     Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images; as sequences, Gu, Goel, Ré (2021),
     arXiv:2111.00396.
@@ -63,67 +59,31 @@ class CIFAR10(Task):
 
     probes: ClassVar[str] = "long memory of a real signal"
     source: ClassVar[str] = "Krizhevsky 2009; Gu et al. 2021, arXiv:2111.00396"
+    channels: ClassVar[int] = 3
+    """Red, green and blue."""
 
-    length: int = SIDE * SIDE
-    """Sequence length T: 1024, or 256, 64, 16 for images averaged to 16×16, 8×8, 4×4."""
     permuted: PixelOrder = "none"
     """The order in which pixels are read: "none" is row by row."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
 
     def __post_init__(self) -> None:
         """Check length and order."""
         super().__post_init__()
-        check_length(self.length)
         check_order(self.permuted)
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the images averaged to 8×8."""
-        return cls(length=64)
-
-    @property
-    def vocab_size(self) -> None:
-        """Inputs are real values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """Red, green and blue a step."""
-        return 3
-
-    @property
-    def num_classes(self) -> int:
-        """Airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck."""
-        return 10
-
-    @property
-    def max_length(self) -> int:
-        """The length of every sequence."""
-        return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
-
-    @property
-    def chance(self) -> float:
-        """One tenth: the reader accepts no file where the classes are not equally many."""
-        return 0.1
+        """Return the images averaged to 8×8, and 1,000 of validation."""
+        return cls(length=64, validation_examples=1000)
 
     @property
     def need(self) -> SpectralNeed:
         """Rows lie one side apart unless permuted, the first step `length` from the last."""
-        return SpectralNeed(memory=self.length, periods=(round(self.length**0.5),) if self.permuted == "none" else ())
+        return SpectralNeed(memory=self.length, periods=(self.side,) if self.permuted == "none" else ())
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
         """The image, row by row; None where it is permuted."""
-        side = round(self.length**0.5)
-        return (side, side) if self.permuted == "none" else None
+        return (self.side, self.side) if self.permuted == "none" else None
 
     @classmethod
     def presets(cls) -> Mapping[str, Self]:
@@ -132,21 +92,11 @@ class CIFAR10(Task):
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
-        return colour_files(data_directory(self.data))
-
-    def size(self, split: Split) -> int:
-        """Return the number of images in a split."""
-        return {"train": TRAIN - VALIDATION, "validation": VALIDATION, "test": TEST}[split]
+        return colour_files(self.directory)
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the images at `indices`."""
-        directory = data_directory(self.data)
-        images = _load(directory)
-        if split == "test":
-            pixels, labels = images.test[indices], images.test_labels[indices]
-        else:
-            chosen = _members(directory, split)[indices]
-            pixels, labels = images.train[chosen], images.train_labels[chosen]
+        pixels, labels = chosen_images(_load(self.directory), split, indices)
         sums = pooled(pixels, self.length)[..., pixel_order(self.permuted, self.length)]
         table = _normalised(SIDE * SIDE // self.length)
         values = np.stack([table[channel][sums[:, channel]] for channel in range(3)], axis=-1)
@@ -159,12 +109,6 @@ def _normalised(block: int) -> NDArray[np.float32]:  # (3, 255·block + 1)
     levels = np.arange(255 * block + 1) / (255 * block)
     values: NDArray[np.float32] = ((levels - np.array(MEANS)[:, None]) / np.array(STDS)[:, None]).astype(np.float32)
     return values
-
-
-@cache
-def _members(directory: Path, split: Split) -> NDArray[np.int64]:
-    """Return which of the 50,000 training images a split holds."""
-    return members(_load(directory).train_labels, split)
 
 
 @cache

@@ -19,20 +19,19 @@ from specreg.tasks.cifar_files import (
     SIDE,
     TEST,
     TRAIN,
-    VALIDATION,
+    CIFARTask,
     Images,
-    check_length,
     checked,
+    chosen_images,
     colour_files,
     has_colour,
-    members,
     missing,
     pooled,
     read_colour,
     wrong,
 )
-from specreg.tasks.files import DataFormatError, data_directory
-from specreg.tasks.task import Batch, SpectralNeed, Split, Task
+from specreg.tasks.files import DataFormatError
+from specreg.tasks.task import Batch, SpectralNeed, Split
 
 __all__ = ["CIFAR10Gray"]
 
@@ -48,7 +47,7 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10Gray(Task):
+class CIFAR10Gray(CIFARTask):
     """CIFAR-10 in grey levels as sequences of pixels, the Image task of the Long Range Arena.
 
     Probes long memory of a real signal: neighbouring rows lie 32 steps apart. An image is read row by row; a value is
@@ -64,12 +63,13 @@ class CIFAR10Gray(Task):
 
     Data: a directory (`data`, else the environment variable SPECREG_DATA, else ~/.cache/specreg) that holds
     `cifar10-gray.npz` (uint8 arrays train_images (50000, 32, 32), train_labels, test_images (10000, 32, 32),
-    test_labels), or else the folder `cifar-10-batches-bin` of the official binary version, or else the parquet files of
-    the Hugging Face data set uoft-cs/cifar10 (train-*.parquet and test-*.parquet in `cifar10/plain_text`, `plain_text`,
-    `cifar10` or itself; pyarrow is needed, and what they hold is kept in the user's cache folder), either made grey by
-    ITU-R 601 luma, (19595 R + 38470 G + 7471 B + 32768) >> 16. An archive made from another copy of the images may
-    differ by a few grey levels and hold them in another order, and then other images are held out: compare runs on the
-    same files. Read once a process, when first asked for.
+    test_labels), or else the folder `cifar-10-batches-bin` of the official binary version or its archive
+    `cifar-10-binary.tar.gz`, read in place, or else the parquet files of the Hugging Face data set uoft-cs/cifar10
+    (train-*.parquet and test-*.parquet in `cifar10/plain_text`, `plain_text`, `cifar10` or itself; pyarrow is needed;
+    what an archive or parquet files hold is kept in the user's cache folder), each made grey by ITU-R 601 luma, (19595
+    R + 38470 G + 7471 B + 32768) >> 16. An archive made from another copy of the images may differ by a few grey levels
+    and hold them in another order, and then other images are held out: compare runs on the same files. Read once a
+    process, when first asked for.
 
     Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images; the task, Tay et al. (2020),
     arXiv:2011.04006.
@@ -81,63 +81,20 @@ class CIFAR10Gray(Task):
     probes: ClassVar[str] = "long memory of a real signal"
     source: ClassVar[str] = "Krizhevsky 2009; Tay et al. 2020, arXiv:2011.04006"
 
-    length: int = SIDE * SIDE
-    """Sequence length T: 1024, or 256, 64, 16 for images averaged to 16×16, 8×8, 4×4."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
-
-    def __post_init__(self) -> None:
-        """Check the length."""
-        super().__post_init__()
-        check_length(self.length)
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
-
     @classmethod
     def tiny(cls) -> Self:
-        """Return the images averaged to 8×8."""
-        return cls(length=64)
-
-    @property
-    def vocab_size(self) -> None:
-        """Inputs are real values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """One value a step."""
-        return 1
-
-    @property
-    def num_classes(self) -> int:
-        """Airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck."""
-        return 10
-
-    @property
-    def max_length(self) -> int:
-        """The length of every sequence."""
-        return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
-
-    @property
-    def chance(self) -> float:
-        """One tenth: the reader accepts no file where the classes are not equally many."""
-        return 0.1
+        """Return the images averaged to 8×8, and 1,000 of validation."""
+        return cls(length=64, validation_examples=1000)
 
     @property
     def need(self) -> SpectralNeed:
         """Rows lie one side apart, the first pixel `length` from the last."""
-        return SpectralNeed(memory=self.length, periods=(round(self.length**0.5),))
+        return SpectralNeed(memory=self.length, periods=(self.side,))
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """The image, row by row."""
-        side = round(self.length**0.5)
-        return side, side
+        return self.side, self.side
 
     @classmethod
     def presets(cls) -> Mapping[str, Self]:
@@ -146,23 +103,11 @@ class CIFAR10Gray(Task):
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
-        directory = data_directory(self.data)
-        archive = directory / _ARCHIVE
-        return (archive,) if archive.is_file() else colour_files(directory)
-
-    def size(self, split: Split) -> int:
-        """Return the number of images in a split."""
-        return {"train": TRAIN - VALIDATION, "validation": VALIDATION, "test": TEST}[split]
+        return _sources(self.directory)
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the images at `indices`."""
-        directory = data_directory(self.data)
-        images = _load(directory)
-        if split == "test":
-            pixels, labels = images.test[indices], images.test_labels[indices]
-        else:
-            chosen = _members(directory, split)[indices]
-            pixels, labels = images.train[chosen], images.train_labels[chosen]
+        pixels, labels = chosen_images(_load(self.directory), split, indices)
         values = _normalised(SIDE * SIDE // self.length)[pooled(pixels, self.length)[..., None]]
         return Batch(torch.from_numpy(values), torch.from_numpy(labels))
 
@@ -175,19 +120,18 @@ def _normalised(block: int) -> NDArray[np.float32]:
 
 
 @cache
-def _members(directory: Path, split: Split) -> NDArray[np.int64]:
-    """Return which of the 50,000 training images a split holds."""
-    return members(_load(directory).train_labels, split)
-
-
-@cache
 def _load(directory: Path) -> Images:
     """Read the images once a process, from the archive where there is one, else from colour images."""
+    first, *_ = _sources(directory)
+    return _read_archive(first) if first.name == _ARCHIVE else read_colour(directory, _luma)
+
+
+def _sources(directory: Path) -> tuple[Path, ...]:
     archive = directory / _ARCHIVE
     if archive.is_file():
-        return _read_archive(archive)
+        return (archive,)
     if has_colour(directory):
-        return read_colour(directory, _luma)
+        return colour_files(directory)
     arrays = "uint8 arrays train_images, train_labels, test_images, test_labels"
     raise missing(directory, f", or put {_ARCHIVE} ({arrays}) in that directory")
 

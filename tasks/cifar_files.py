@@ -3,18 +3,20 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, Flat, MissingDataError, cached, digests
+from specreg.tasks.archives import Limits, members
+from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, Download, Flat, MissingDataError, cached, digests
 from specreg.tasks.png import decode_png
 from specreg.tasks.streams import stratified_order
-from specreg.tasks.task import Split
+from specreg.tasks.task import FileTask, Split
 
 __all__ = [
     "LENGTHS",
@@ -23,12 +25,12 @@ __all__ = [
     "TEST",
     "TRAIN",
     "VALIDATION",
+    "CIFARTask",
     "Images",
-    "check_length",
     "checked",
+    "chosen_images",
     "colour_files",
     "has_colour",
-    "members",
     "missing",
     "pooled",
     "read_colour",
@@ -41,6 +43,8 @@ LENGTHS = (16, 64, 256, 1024)
 """Sequence lengths: whole images, or means over blocks of 8×8, 4×4 and 2×2 pixels."""
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
+_ARCHIVE = "cifar-10-binary.tar.gz"
+_DOWNLOAD = Download(SOURCE, _ARCHIVE, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", 200 << 20)
 _BINARY = "cifar-10-batches-bin"
 _PYTHON = "cifar-10-batches-py"
 _BINARY_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
@@ -49,7 +53,8 @@ _PER_FILE = 10_000
 _RECORD = 1 + 3 * SIDE * SIDE  # a label, then the red, green and blue planes
 _PARQUET_FOLDERS = ("cifar10/plain_text", "plain_text", "cifar10", "")
 _PARQUET = {"train-*.parquet": TRAIN, "test-*.parquet": TEST}
-_VERSION = 1  # of what is kept of parquet files
+_VERSION = 1  # of what is kept of an archive or of parquet files
+_LIMITS = Limits(members=20, member_bytes=64 << 20, total_bytes=256 << 20)
 _ROWS = 2000  # of a parquet file read at a time
 _LARGEST_PNG = 1 << 16
 
@@ -65,28 +70,65 @@ class Images:
     test: Bytes  # (10000, …)
     test_labels: NDArray[np.int64]  # (10000,)
 
+    @cached_property
+    def members(self) -> dict[Split, NDArray[np.int64]]:
+        """Which of the 50,000 training images are for training and for validation; stratified, and fixed."""
+        validation, train = np.split(stratified_order(self.train_labels), [VALIDATION])
+        return {"train": np.sort(train), "validation": validation}
 
-def check_length(length: int) -> None:
-    """Raise ValueError for a length that is none of `LENGTHS`."""
-    if length not in LENGTHS:
-        sides = [(size, round(size**0.5)) for size in LENGTHS]
-        allowed = ", ".join(f"{size} ({side}×{side})" for size, side in sides)
-        raise ValueError(f"length is {length}; the images are square: allowed are {allowed}")
+
+@dataclass(frozen=True, kw_only=True)
+class CIFARTask(FileTask):
+    """CIFAR-10 as sequences of pixels: the official test set, and a fixed, stratified split of the training images."""
+
+    num_classes: ClassVar[int] = 10
+    """Airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck."""
+    chance: ClassVar[float] = 0.1
+    """The reader accepts no file where the classes are not equally many."""
+
+    length: int = SIDE * SIDE
+    """Sequence length T: 1024, or 256, 64, 16 for images averaged to 16×16, 8×8, 4×4."""
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        super().__post_init__()
+        if self.length not in LENGTHS:
+            allowed = ", ".join(f"{size} ({math.isqrt(size)}×{math.isqrt(size)})" for size in LENGTHS)
+            raise ValueError(f"length is {self.length}; the images are square: allowed are {allowed}")
+
+    @property
+    def max_length(self) -> int:
+        """The length of every sequence."""
+        return self.length
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of an image."""
+        return math.isqrt(self.length)
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Return the archive of the official binary version."""
+        return (_DOWNLOAD,)
+
+    def whole(self, split: Split) -> int:
+        """Return the number of images in a split."""
+        return {"train": TRAIN - VALIDATION, "validation": VALIDATION, "test": TEST}[split]
 
 
 def has_colour(directory: Path) -> bool:
-    """Whether a directory holds the binary version or parquet files."""
-    return (directory / _BINARY).is_dir() or _parquet_folder(directory) is not None
+    """Whether a directory holds the binary version, unpacked or not, or parquet files."""
+    binary = (directory / _BINARY).is_dir() or (directory / _ARCHIVE).is_file()
+    return binary or _parquet_folder(directory) is not None
 
 
 def missing(directory: Path, besides: str = "") -> MissingDataError:
     """Return the error for a directory without CIFAR-10; `besides` says what else might be put there."""
     found = f"; {_PYTHON} is there, but pickles are not read" if (directory / _PYTHON).is_dir() else ""
     return MissingDataError(
-        f"CIFAR-10 was not found in {directory}{found}. Download the binary version (162 MB) from {SOURCE} and unpack "
-        f"it so that {directory / _BINARY / _BINARY_TEST} exists, or put the parquet files of the Hugging Face data "
-        f"set uoft-cs/cifar10 in {directory / _PARQUET_FOLDERS[0]}{besides}; another directory is named by the task's "
-        f"`data` field (`--data` on the command line) or the environment variable {ENVIRONMENT_VARIABLE}"
+        f"CIFAR-10 was not found in {directory}{found}. Put the binary version (162 MB) from {SOURCE} there, as it is "
+        f"or unpacked so that {directory / _BINARY / _BINARY_TEST} exists, or the parquet files of the Hugging Face "
+        f"data set uoft-cs/cifar10 in {directory / _PARQUET_FOLDERS[0]}{besides}; another directory is named by the "
+        f"task's `data` field (`--data` on the command line) or the environment variable {ENVIRONMENT_VARIABLE}"
     )
 
 
@@ -95,6 +137,8 @@ def colour_files(directory: Path) -> tuple[Path, ...]:
     binary, folder = directory / _BINARY, _parquet_folder(directory)
     if binary.is_dir():
         return tuple(binary / name for name in (*_BINARY_TRAIN, _BINARY_TEST))
+    if (directory / _ARCHIVE).is_file():
+        return (directory / _ARCHIVE,)
     if folder is None:
         raise missing(directory)
     return tuple(path for pattern in _PARQUET for path in sorted(folder.glob(pattern)))
@@ -103,7 +147,7 @@ def colour_files(directory: Path) -> tuple[Path, ...]:
 def read_colour(directory: Path, convert: Callable[[Bytes], Bytes]) -> Images:
     """Return the images of the binary version, else of the parquet files, each (n, 3, 32, 32) planes converted.
 
-    Raises MissingDataError and DataFormatError. What parquet files hold is kept in the cache folder.
+    Raises MissingDataError and DataFormatError. What an archive or parquet files hold is kept in the cache folder.
     """
     files = colour_files(directory)
     folder = files[0].parent
@@ -112,7 +156,7 @@ def read_colour(directory: Path, convert: Callable[[Bytes], Bytes]) -> Images:
         return checked(folder, *train, *_collected([_read_records(files[-1])], convert))
     flat = cached(
         "cifar10-planes",
-        lambda: _flat(files),
+        lambda: _unpacked(files[0]) if files[0].name == _ARCHIVE else _flat(files),
         source=_source(files),
         version=_VERSION,
         settings={"images": TRAIN + TEST},
@@ -145,6 +189,20 @@ def _flat(files: tuple[Path, ...]) -> Flat:
     return Flat(data, offsets, np.concatenate([labels for _, labels in sets]), {})
 
 
+def _unpacked(archive: Path) -> Flat:
+    """Return the planes and labels in the archive of the binary version, training images first."""
+    names = [f"{_BINARY}/{name}" for name in (*_BINARY_TRAIN, _BINARY_TEST)]
+    contents = {member.name: member.read() for member in members(archive, _LIMITS) if member.name in names}
+    if lacking := [name for name in names if name not in contents]:
+        raise wrong(archive, f"it has no {', '.join(lacking)}")
+    for name, content in contents.items():
+        _check_size(archive, name, len(content))
+    parts = (_split(np.frombuffer(contents[name], np.uint8)) for name in names)
+    pixels, labels = _collected(parts, np.asarray)
+    offsets = np.arange(TRAIN + TEST + 1, dtype=np.int64) * (3 * SIDE * SIDE)
+    return Flat(pixels.reshape(-1), offsets, labels, {})
+
+
 def _collected(parts: Iterable[tuple[Bytes, Bytes]], convert: Callable[[Bytes], Bytes]) -> tuple[Bytes, Bytes]:
     converted = [(convert(planes), labels) for planes, labels in parts]
     if not converted:
@@ -161,10 +219,16 @@ def checked(path: Path, train: Bytes, train_labels: Bytes, test: Bytes, test_lab
     return Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64))
 
 
-def members(labels: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Return which of the 50,000 training images with these labels a split holds; stratified, and fixed."""
-    validation, train = np.split(stratified_order(labels), [VALIDATION])
-    return np.sort(train) if split == "train" else validation
+def chosen_images(
+    images: Images,
+    split: Split,
+    indices: NDArray[np.int64],  # (B,)
+) -> tuple[Bytes, NDArray[np.int64]]:  # (B, …), (B,)
+    """Return the images and labels at `indices` of a split."""
+    if split == "test":
+        return images.test[indices], images.test_labels[indices]
+    chosen = images.members[split][indices]
+    return images.train[chosen], images.train_labels[chosen]
 
 
 def pooled(
@@ -192,10 +256,18 @@ def _read_records(path: Path) -> tuple[Bytes, Bytes]:
     """Return planes (10000, 3, 32, 32) and labels (10000,) of one official file."""
     if not path.is_file():
         raise MissingDataError(f"{path} is missing; unpack the whole of {SOURCE} there")
-    size = path.stat().st_size
+    _check_size(path, "it", path.stat().st_size)
+    return _split(np.fromfile(path, dtype=np.uint8))
+
+
+def _check_size(path: Path, what: str, size: int) -> None:
     if size != _PER_FILE * _RECORD:
-        raise wrong(path, f"it has {size:,} bytes; it should have {_PER_FILE * _RECORD:,}")
-    records = np.fromfile(path, dtype=np.uint8).reshape(_PER_FILE, _RECORD)
+        raise wrong(path, f"{what} has {size:,} bytes; it should have {_PER_FILE * _RECORD:,}")
+
+
+def _split(content: Bytes) -> tuple[Bytes, Bytes]:
+    """Return planes (10000, 3, 32, 32) and labels (10000,) of one official file's bytes."""
+    records = content.reshape(_PER_FILE, _RECORD)
     return records[:, 1:].reshape(-1, 3, SIDE, SIDE), records[:, 0]
 
 

@@ -29,9 +29,10 @@ class Compression(MADTask):
     `readout` says how the answer is read. With "steps", L − 2 more compression tokens follow, and the i-th compression
     token is where the i-th data token is the target: T = 2L − 2, and everything goes through the state at the first of
     them. With "last", as published, the input is the L tokens and the targets stand where the data tokens do: T = L.
-    That is for a model that decodes every position from its state at the last step alone (there an MLP on that state
-    plus sine and cosine positions). A MODEL THAT ANSWERS POSITION BY POSITION SEES EACH ANSWER AND LEARNS NOTHING FROM
-    "last".
+    That is for a model that decodes every position from its state at the last step alone (there and in
+    `specreg.models.last_state_decoder`, an MLP on that state plus sine and cosine positions): `from_last_state` is
+    True, and `specreg train` builds such a model. One that answers position by position sees each answer and learns
+    nothing from "last".
 
     Sizes: V = 16, L = 32, 12,800 training and 1,280 test examples; varied one at a time: V = 32, 64, 128; L = 64, 128,
     256; 6,400, 3,200, 1,600, 800 training examples. Inputs (B, T) tokens, targets (B, T), V classes.
@@ -93,6 +94,11 @@ class Compression(MADTask):
     def max_length(self) -> int:
         """L, and with steps to answer in, 2L − 2."""
         return self.length if self.readout == "last" else 2 * self.length - 2
+
+    @property
+    def from_last_state(self) -> bool:
+        """Whether the targets stand where the tokens do, so that a model must not answer from those."""
+        return self.readout == "last"
 
     @property
     def chance(self) -> float:

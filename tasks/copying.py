@@ -9,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specreg.tasks.copy_task import CopyTask
 from specreg.tasks.streams import below, stream_keys, words
 from specreg.tasks.strings import settle
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
+from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split
 
 __all__ = ["Copying"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copying(GeneratedTask):
+class Copying(CopyTask):
     """Copying: M data tokens, then L blanks, then M markers at which the data are to be repeated in their order.
 
     Probes memory over a fixed delay: each token is asked for L + M steps after it came, so a shift register will do,
@@ -40,23 +41,12 @@ class Copying(GeneratedTask):
     probes: ClassVar[str] = "memory over a fixed delay"
     source: ClassVar[str] = "Arjovsky, Shah, Bengio 2015, arXiv:1511.06464"
 
-    blanks: int = 100
-    """Blank steps L between the data and the markers."""
-    tokens: int = 10
-    """Data tokens M, and as many markers."""
-    alphabet: int = 10
-    """Distinct tokens A, the blank and the marker among them."""
     reverse: bool = False
     """Whether the data are to be repeated from the last to the first."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.blanks < 0 or self.tokens < 1:
-            given = f"blanks is {self.blanks} and tokens {self.tokens}"
-            raise ValueError(f"{given}; give 0 or more blanks and 1 or more tokens")
-        if self.alphabet < 4:
-            raise ValueError(f"alphabet is {self.alphabet}; blank and marker take two: give 4 or more")
         if self.tokens == 1 and self.alphabet == 4:
             raise ValueError("tokens is 1 and alphabet 4: two data cannot be split in three; give more of either")
 
@@ -64,36 +54,6 @@ class Copying(GeneratedTask):
     def tiny(cls) -> Self:
         """Return 12 blanks, 10 data tokens, 10 distinct tokens."""
         return cls(blanks=12, validation_examples=200, test_examples=200)
-
-    @property
-    def vocab_size(self) -> int:
-        """The alphabet A."""
-        return self.alphabet
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The alphabet A."""
-        return self.alphabet
-
-    @property
-    def max_length(self) -> int:
-        """The length L + 2M of every sequence."""
-        return self.blanks + 2 * self.tokens
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
-
-    @property
-    def chance(self) -> float:
-        """One over the number of data tokens, 1/(A − 2)."""
-        return 1.0 / (self.alphabet - 2)
 
     @property
     def need(self) -> SpectralNeed:
@@ -114,10 +74,6 @@ class Copying(GeneratedTask):
         for name, each in found.items():
             values[name][:, first:] = torch.from_numpy(each)
         return values
-
-    def token_name(self, token: int) -> str:
-        """Return "·" for the blank, "?" for the marker, else the number."""
-        return {0: "·", self.alphabet - 1: "?"}.get(token, str(token))
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specreg.tasks.formal_language import FormalLanguage, uniform_strings
+from specreg.tasks.formal_language import FormalLanguage, steps_answered
 from specreg.tasks.streams import stream_keys
 from specreg.tasks.strings import answered_at_every_step, real
 from specreg.tasks.task import Batch, SpectralNeed, Split
@@ -36,34 +35,18 @@ class CumulativeParity(FormalLanguage):
 
     probes: ClassVar[str] = "state tracking: one bit that flips, read at every step"
     source: ClassVar[str] = "Arora et al. 2023, arXiv:2312.04927 (Zoology's circuits)"
+    alphabet: ClassVar[int] = 2
+    """Two bits."""
+    num_classes: ClassVar[int] = 2
+    """Even and odd."""
 
     shortest: int = 40
     """The shortest length."""
 
     @property
-    def vocab_size(self) -> int:
-        """Two bits and padding."""
-        return 3
-
-    @property
-    def divisible(self) -> int:
-        """Two bits: four strings."""
-        return 2
-
-    @property
-    def num_classes(self) -> int:
-        """Even and odd."""
-        return 2
-
-    @property
     def max_length(self) -> int:
         """The longest string."""
         return self.longest
-
-    @property
-    def chance(self) -> float:
-        """One half."""
-        return 0.5
 
     @property
     def need(self) -> SpectralNeed:
@@ -86,8 +69,7 @@ class CumulativeParity(FormalLanguage):
 
     def slices(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how many bits each answer is about."""
-        steps = torch.arange(1, batch.inputs.shape[1] + 1, device=batch.inputs.device)
-        return {"length": torch.where(batch.scored, steps, -1)}
+        return {"length": steps_answered(batch)}
 
     def token_name(self, token: int) -> str:
         """Return the bit, "·" for padding."""
@@ -99,7 +81,7 @@ class CumulativeParity(FormalLanguage):
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""
-        strings, counts = uniform_strings(self, split, stream_keys(self.seed, split, indices), 2)
+        strings, counts = self.strings(split, stream_keys(self.seed, split, indices))
         odd = strings.cumsum(axis=1) & 1
         tokens = np.where(real(counts, self.longest), strings, 2) if self.padded else strings
         return answered_at_every_step(tokens, counts, odd, padded=self.padded)

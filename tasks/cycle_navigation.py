@@ -1,6 +1,5 @@
 """Cycle navigation: where a walk of single steps on a circle ends."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from typing import ClassVar, Self
@@ -41,6 +40,8 @@ class CycleNavigation(TwoLayouts):
 
     probes: ClassVar[str] = "counting modulo a small number"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098; Beck et al. 2024, arXiv:2405.04517"
+    alphabet: ClassVar[int] = 3
+    """Three moves."""
 
     places: int = 5
     """Places on the circle p."""
@@ -50,11 +51,6 @@ class CycleNavigation(TwoLayouts):
         super().__post_init__()
         if self.places < 3:
             raise ValueError(f"places is {self.places}; left and right differ on a circle of 3 or more")
-
-    @property
-    def alphabet(self) -> int:
-        """Three moves."""
-        return 3
 
     @property
     def answers(self) -> int:
@@ -87,11 +83,6 @@ class CycleNavigation(TwoLayouts):
     def tiny(cls) -> Self:
         """Return lengths 8 … 16."""
         return cls(shortest=8, longest=16, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny", the lengths of xLSTM's code and DeepMind's."""
-        return {"tiny": cls.tiny(), "xlstm": cls(), "chomsky": cls(variant="chomsky", shortest=1)}
 
     def token_name(self, token: int) -> str:
         """Return the move, a place as @0, @1, …, "·" for padding and "?" for the query."""

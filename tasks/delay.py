@@ -54,6 +54,7 @@ class Delay(RegressionTask):
 
     probes: ClassVar[str] = "continuous memory over an exact delay"
     source: ClassVar[str] = "Gu, Johnson, Timalsina, Rudra, Ré 2022, arXiv:2206.12037"
+    per_position: ClassVar[bool] = True
 
     length: int = 4000
     """Sequence length L, the steps of one second."""
@@ -83,16 +84,6 @@ class Delay(RegressionTask):
         return cls(length=64, lag=16, frequency=8, validation_examples=200, test_examples=200)
 
     @property
-    def vocab_size(self) -> None:
-        """Inputs are values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """One value a step."""
-        return 1
-
-    @property
     def num_classes(self) -> int:
         """One answer a step; four where `faithful`."""
         return _FAITHFUL_OUTPUTS if self.faithful else 1
@@ -101,11 +92,6 @@ class Delay(RegressionTask):
     def max_length(self) -> int:
         """The length L of every sequence."""
         return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """An answer a step: True."""
-        return True
 
     @property
     def chance(self) -> float:

@@ -50,6 +50,8 @@ class Digits(Task):
 
     probes: ClassVar[str] = "memory of a short real signal"
     source: ClassVar[str] = "Alpaydin, Kaynak 1998, doi:10.24432/C50P49"
+    num_classes: ClassVar[int] = 10
+    max_length: ClassVar[int] = 64
 
     permuted: PixelOrder = "none"
     """The order in which pixels are read: "none" is row by row."""
@@ -72,31 +74,6 @@ class Digits(Task):
             "permuted-bit-reversal": cls(permuted="bit-reversal"),
             "permuted-random": cls(permuted="random"),
         }
-
-    @property
-    def vocab_size(self) -> None:
-        """Inputs are real values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """One value a step."""
-        return 1
-
-    @property
-    def num_classes(self) -> int:
-        """Ten digits."""
-        return 10
-
-    @property
-    def max_length(self) -> int:
-        """The length 64 of every sequence."""
-        return 64
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
 
     @property
     def chance(self) -> float:

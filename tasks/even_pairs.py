@@ -1,6 +1,5 @@
 """Even pairs: whether a bit string changes an even number of times."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -36,16 +35,10 @@ class EvenPairs(TwoLayouts):
 
     probes: ClassVar[str] = "memory of the first symbol, in the guise of counting"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098; Beck et al. 2024, arXiv:2405.04517"
-
-    @property
-    def alphabet(self) -> int:
-        """Two bits."""
-        return 2
-
-    @property
-    def answers(self) -> int:
-        """Even and odd."""
-        return 2
+    alphabet: ClassVar[int] = 2
+    """Two bits."""
+    answers: ClassVar[int] = 2
+    """Even and odd."""
 
     @property
     def need(self) -> SpectralNeed:
@@ -56,11 +49,6 @@ class EvenPairs(TwoLayouts):
     def tiny(cls) -> Self:
         """Return lengths 8 … 16."""
         return cls(shortest=8, longest=16, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny", the lengths of xLSTM's code and DeepMind's."""
-        return {"tiny": cls.tiny(), "xlstm": cls(), "chomsky": cls(variant="chomsky", shortest=1)}
 
     def solve(
         self,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ENVIRONMENT_VARIABLE",
     "DataFormatError",
+    "Download",
     "DownloadError",
     "Flat",
     "MissingDataError",
@@ -29,11 +30,13 @@ __all__ = [
     "digest",
     "digests",
     "download",
+    "fetch",
 ]
 
 ENVIRONMENT_VARIABLE = "SPECREG_DATA"
 
 _BLOCK = 1 << 20
+_AGENT = "specreg"  # some servers refuse Python's own name
 _MAGIC = b"specreg flat file 1\n"
 _ALIGNMENT = 64
 _DTYPES = ("uint8", "uint16", "int32", "int64")
@@ -51,6 +54,20 @@ class DataFormatError(ValueError):
 
 class DownloadError(OSError):
     """A download did not arrive, or is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A public file that a task reads, and where it is."""
+
+    url: str
+    """Its address."""
+    file: str
+    """Its name in the data directory."""
+    sha256: str | None = None
+    """The digest of its content as somebody published it; None: none is known, and whatever arrives is taken."""
+    largest: int = 1 << 30
+    """The most bytes it may have."""
 
 
 def data_directory(given: Path | None) -> Path:
@@ -142,6 +159,21 @@ def _folder_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
+def fetch(files: Iterable[Download], directory: Path, say: Callable[[str], None]) -> None:
+    """Download those of a task's files that are not in the data directory, saying of each what it is and was.
+
+    Raises DownloadError; what had arrived before stays, and is not fetched again.
+    """
+    for each in files:
+        to = directory / each.file
+        if to.exists():
+            continue
+        say(f"downloading {each.url} to {to}")
+        found = download(each.url, to, each.sha256, each.largest)
+        known = "as published" if each.sha256 is not None else "recorded, not checked: no digest of it is known"
+        say(f"SHA-256 {found}, {known}")
+
+
 def download(url: str, to: Path, sha256: str | None = None, largest: int = 8 << 30, timeout: float = 60.0) -> str:
     """Fetch a file over http or https and return its SHA-256; nothing in this package calls it unasked.
 
@@ -155,7 +187,8 @@ def download(url: str, to: Path, sha256: str | None = None, largest: int = 8 << 
     if sha256 is not None and to.is_file() and digest(to) == sha256.lower():
         return digest(to)
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer, _replacing(to) as file:
+        request = urllib.request.Request(url, headers={"User-Agent": _AGENT})
+        with urllib.request.urlopen(request, timeout=timeout) as answer, _replacing(to) as file:
             return _received(url, answer, file, sha256, largest)
     except DownloadError:
         raise

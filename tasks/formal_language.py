@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specreg.tasks.streams import stream_keys, words
-from specreg.tasks.strings import Integers, Words, answered_once, real, settle, string_to_string, symbols, uniform
+from specreg.tasks.streams import below_each, stream_keys, words
+from specreg.tasks.strings import Integers, Words, answered_once, real, settle, string_to_string, symbols
 from specreg.tasks.task import Batch, GeneratedTask, Split
 
 __all__ = [
@@ -21,9 +21,10 @@ __all__ = [
     "StringToString",
     "TwoLayouts",
     "Variant",
+    "check_modulus",
     "check_variant",
     "measured_chance",
-    "uniform_strings",
+    "steps_answered",
 ]
 
 Variant = Literal["xlstm", "chomsky"]
@@ -38,7 +39,11 @@ class FormalLanguage(GeneratedTask):
 
     Held-out lengths begin where there are three strings or more, since fewer cannot be split: training alone has the
     shorter ones. A split of a space of a few hundred strings does not have all answers equally often.
+
+    The last token is none of the alphabet: the query, or what starts or pads a sequence.
     """
+
+    per_position: ClassVar[bool] = True
 
     shortest: int = 1
     """The shortest length."""
@@ -62,23 +67,28 @@ class FormalLanguage(GeneratedTask):
 
     @property
     @abstractmethod
+    def alphabet(self) -> int:
+        """The number of symbols."""
+
+    @property
     def vocab_size(self) -> int:
-        """The number of input tokens."""
+        """The symbols and one more token."""
+        return self.alphabet + 1
 
     @property
-    @abstractmethod
+    def max_length(self) -> int:
+        """The longest string and the query after it."""
+        return self.longest + 1
+
+    @property
     def divisible(self) -> int:
-        """The shortest length with strings for every split."""
+        """The shortest length with three strings or more."""
+        return 2 if self.alphabet == 2 else 1
 
     @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def per_position(self) -> bool:
-        """Answers stand at steps, the final one among them: True."""
-        return True
+    def chance(self) -> float:
+        """One over the number of answers, all equally likely."""
+        return 1.0 / self.num_classes
 
     @property
     def slots(self) -> int:
@@ -107,9 +117,34 @@ class FormalLanguage(GeneratedTask):
         lengths = self.lengths_of(batch)
         return {"length": torch.where(batch.scored, lengths[:, None], -1)}
 
-    @abstractmethod
     def lengths_of(self, batch: Batch) -> Tensor:
-        """Return the length of each string in the batch as the settings count it, (B,) int64."""
+        """Return the length of each string in the batch as the settings count it, (B,) int64: steps before a query."""
+        return batch.lengths - 1
+
+    def token_name(self, token: int) -> str:
+        """Return the symbol's number, "?" for the query, which also pads."""
+        return "?" if token == self.vocab_size - 1 else str(token)
+
+    def class_name(self, label: int) -> str:
+        """Return the answer."""
+        return str(label)
+
+    def strings(
+        self,
+        split: Split,
+        keyed: Words,  # (B,)
+    ) -> tuple[Integers, Integers]:  # (B, N), (B,)
+        """Return uniform strings of the split, 0 outside, and their numbers of symbols.
+
+        Of an example's words two choose the length and the split's part, the others are symbols.
+        """
+        chosen, steps = words(keyed, 0, 2), self.longest - self.slots
+        counts = self.lengths(split, chosen[:, 0]) - self.slots
+        strings = symbols(keyed, 2, steps, self.alphabet)
+        if self.padded:
+            strings *= real(counts, steps)
+        settle(split, chosen[:, 1], strings, counts, self.alphabet)
+        return strings, counts
 
     def lengths(
         self,
@@ -118,17 +153,12 @@ class FormalLanguage(GeneratedTask):
     ) -> Integers:  # (B,)
         """Return lengths uniform on those of the split."""
         allowed = range(self.shortest, self.longest + 1) if split == "train" else self.held_out
-        return allowed.start + uniform(draws, len(allowed))
+        return allowed.start + below_each(draws, len(allowed))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalAnswer(FormalLanguage):
     """A formal language with one answer a string, the target of a query token that follows the string."""
-
-    @property
-    @abstractmethod
-    def alphabet(self) -> int:
-        """The number of symbols."""
 
     @property
     @abstractmethod
@@ -144,54 +174,19 @@ class FinalAnswer(FormalLanguage):
         """Return the answers, 0, 1, …."""
 
     @property
-    def divisible(self) -> int:
-        """The shortest length with three strings or more."""
-        return 2 if self.alphabet == 2 else 1
-
-    @property
-    def vocab_size(self) -> int:
-        """The symbols and the query."""
-        return self.alphabet + 1
-
-    @property
     def num_classes(self) -> int:
         """The answers."""
         return self.answers
-
-    @property
-    def max_length(self) -> int:
-        """The longest string and the query."""
-        return self.longest + 1
 
     @property
     def chance(self) -> float:
         """One over the number of answers, all equally likely."""
         return 1.0 / self.answers
 
-    def lengths_of(self, batch: Batch) -> Tensor:
-        """Return the steps before the query."""
-        return batch.lengths - 1
-
-    def token_name(self, token: int) -> str:
-        """Return the symbol's number, "?" for the query, which also pads."""
-        return "?" if token == self.vocab_size - 1 else str(token)
-
-    def class_name(self, label: int) -> str:
-        """Return the answer."""
-        return str(label)
-
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""
         strings, counts = self.strings(split, stream_keys(self.seed, split, indices))
         return self.lay_out(strings, counts, self.solve(strings, counts))
-
-    def strings(
-        self,
-        split: Split,
-        keyed: Words,  # (B,)
-    ) -> tuple[Integers, Integers]:  # (B, N), (B,)
-        """Return uniform strings of the split, 0 outside, and their numbers of symbols."""
-        return uniform_strings(self, split, keyed, self.alphabet)
 
     def lay_out(
         self,
@@ -251,6 +246,11 @@ class TwoLayouts(FinalAnswer):
         """The longest string, with its query in "chomsky"."""
         return self.longest - 1 if self.variant == "xlstm" else self.longest + 1
 
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny", the lengths of xLSTM's code and DeepMind's."""
+        return {"tiny": cls.tiny(), "xlstm": cls(), "chomsky": cls(variant="chomsky", shortest=1)}
+
     def lengths_of(self, batch: Batch) -> Tensor:
         """Return the published lengths: steps and the answer's slot, or steps without the query."""
         return batch.lengths + (1 if self.variant == "xlstm" else -1)
@@ -287,15 +287,11 @@ class StringToString(FormalLanguage):
     The string is followed by one query token for each symbol of the answer, and the targets stand there.
     """
 
-    @property
-    def alphabet(self) -> int:
-        """The number of input symbols."""
-        return 2
-
-    @property
-    def vocab_size(self) -> int:
-        """The symbols and the query."""
-        return self.alphabet + 1
+    def __post_init__(self) -> None:
+        """Check the alphabet, then the lengths."""
+        if not 2 <= self.alphabet <= 1000:
+            raise ValueError(f"symbols is {self.alphabet}; give 2 … 1000")
+        super().__post_init__()
 
     @property
     def num_classes(self) -> int:
@@ -303,19 +299,14 @@ class StringToString(FormalLanguage):
         return self.alphabet
 
     @property
-    def divisible(self) -> int:
-        """The shortest length with three strings or more."""
-        return 2 if self.alphabet == 2 else 1
-
-    @property
     def max_length(self) -> int:
         """The longest string and its answer."""
         return self.longest + self.extent(self.longest)
 
-    @property
-    def chance(self) -> float:
-        """One over the number of output symbols, all equally likely."""
-        return 1.0 / self.num_classes
+    @classmethod
+    def presets(cls) -> Mapping[str, Self]:
+        """Return "tiny" and DeepMind's setting."""
+        return {"tiny": cls.tiny(), "chomsky": cls()}
 
     def extent(self, length: int) -> int:
         """Return how many outputs are asked for after a string of a length."""
@@ -333,14 +324,6 @@ class StringToString(FormalLanguage):
         """Return the steps before the first query."""
         return (batch.inputs == self.vocab_size - 1).long().argmax(dim=1)
 
-    def token_name(self, token: int) -> str:
-        """Return the symbol, "?" for the query."""
-        return "?" if token == self.vocab_size - 1 else str(token)
-
-    def class_name(self, label: int) -> str:
-        """Return the output symbol."""
-        return str(label)
-
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""
         strings, counts = self.strings(split, stream_keys(self.seed, split, indices))
@@ -350,14 +333,6 @@ class StringToString(FormalLanguage):
         tokens = np.where(real(counts, strings.shape[1]), strings, query)
         return string_to_string(tokens, counts, outputs, lengths=asked, scored=scored, query=query, padded=self.padded)
 
-    def strings(
-        self,
-        split: Split,
-        keyed: Words,  # (B,)
-    ) -> tuple[Integers, Integers]:  # (B, N), (B,)
-        """Return uniform strings of the split, 0 outside, and their lengths."""
-        return uniform_strings(self, split, keyed, self.alphabet)
-
 
 def check_variant(variant: str) -> None:
     """Raise ValueError for a layout that nobody published."""
@@ -365,23 +340,16 @@ def check_variant(variant: str) -> None:
         raise ValueError(f"variant is {variant!r}; give one of {', '.join(get_args(Variant))}")
 
 
-def uniform_strings(
-    task: FormalLanguage,
-    split: Split,
-    keyed: Words,  # (B,)
-    alphabet: int,
-) -> tuple[Integers, Integers]:  # (B, N), (B,)
-    """Return uniform strings of the split, 0 outside, and their numbers of symbols.
+def check_modulus(modulus: int) -> None:
+    """Raise ValueError for a modulus without arithmetic of its own, or with a large alphabet."""
+    if not 3 <= modulus <= 100:
+        raise ValueError(f"modulus is {modulus}; give 3 … 100")
 
-    Of an example's words two choose the length and the split's part, the others are symbols.
-    """
-    chosen, steps = words(keyed, 0, 2), task.longest - task.slots
-    counts = task.lengths(split, chosen[:, 0]) - task.slots
-    strings = symbols(keyed, 2, steps, alphabet)
-    if task.padded:
-        strings *= real(counts, steps)
-    settle(split, chosen[:, 1], strings, counts, alphabet)
-    return strings, counts
+
+def steps_answered(batch: Batch, before: int = 0) -> Tensor:
+    """Return how many symbols each answer is about where every step is answered, `before` steps coming first."""
+    steps = torch.arange(1, batch.inputs.shape[1] + 1, device=batch.inputs.device) - before
+    return torch.where(batch.scored, steps, -1)
 
 
 @lru_cache(maxsize=64)

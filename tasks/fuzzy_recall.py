@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specreg.tasks.mad import Integers, MADTask, Words, below_each, previous_places, words_at
-from specreg.tasks.streams import below, stream_keys, words
+from specreg.tasks.mad import Integers, MADTask, Words, previous_places
+from specreg.tasks.streams import below, below_each, stream_keys, words, words_at
 from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split
 
 __all__ = ["FuzzyRecall"]

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from specreg.tasks.formal_language import FormalLanguage, uniform_strings
+from specreg.tasks.formal_language import FormalLanguage, steps_answered
 from specreg.tasks.groups import Group, group
 from specreg.tasks.streams import stream_keys
 from specreg.tasks.strings import answered_at_every_step, follow, real
@@ -81,19 +80,14 @@ class GroupWords(FormalLanguage):
         return self._group.order
 
     @property
-    def vocab_size(self) -> int:
-        """The elements and the start token."""
-        return self.order + 1
+    def alphabet(self) -> int:
+        """The elements; the start token is one more."""
+        return self.order
 
     @property
     def num_classes(self) -> int:
         """The elements."""
         return self.order
-
-    @property
-    def divisible(self) -> int:
-        """The shortest length with three words or more."""
-        return 2 if self.order == 2 else 1
 
     @property
     def padded(self) -> bool:
@@ -104,11 +98,6 @@ class GroupWords(FormalLanguage):
     def max_length(self) -> int:
         """The longest word and the start token."""
         return self.longest + self.start
-
-    @property
-    def chance(self) -> float:
-        """One over the number of elements."""
-        return 1.0 / self.order
 
     @property
     def need(self) -> SpectralNeed:
@@ -149,8 +138,7 @@ class GroupWords(FormalLanguage):
 
     def slices(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how many elements each answer multiplies."""
-        steps = torch.arange(1, batch.inputs.shape[1] + 1, device=batch.inputs.device) - int(self.start)
-        return {"length": torch.where(batch.scored, steps, -1)}
+        return {"length": steps_answered(batch, before=int(self.start))}
 
     def token_name(self, token: int) -> str:
         """Return the element, a permutation as the images of 1, 2, …; "·" for the start and padding."""
@@ -162,7 +150,7 @@ class GroupWords(FormalLanguage):
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""
-        words, counts = uniform_strings(self, split, stream_keys(self.seed, split, indices), self.order)
+        words, counts = self.strings(split, stream_keys(self.seed, split, indices))
         if self.pairs and split == "train":
             short = np.flatnonzero(indices < self.order**2)
             words[short] = 0

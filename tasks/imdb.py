@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,19 +18,17 @@ from specreg.tasks.archives import Limits, members
 from specreg.tasks.files import (
     ENVIRONMENT_VARIABLE,
     DataFormatError,
+    Download,
     Flat,
     MissingDataError,
     cached,
-    data_directory,
     digests,
 )
 from specreg.tasks.streams import stratified_order
-from specreg.tasks.task import Batch, SpectralNeed, Split, Task
-from specreg.tasks.texts import END, SPECIALS, ByteTokens, character_tokens, cut_rows, length_class, shown
+from specreg.tasks.task import Batch, SpectralNeed, Split
+from specreg.tasks.texts import ClassifiedText, character_tokens, length_class
 
 __all__ = ["IMDb"]
-
-Vocabulary = Literal["characters", "bytes"]
 
 _PER_CLASS = 12_500
 _VALIDATION = 2_500
@@ -41,10 +39,11 @@ _PARTS = tuple(f"{part}/{label}" for part in ("train", "test") for label in ("ne
 _REVIEW = re.compile(r"aclImdb/((?:train|test)/(?:neg|pos))/(\d+)_(\d+)\.txt")
 _LIMITS = Limits(members=200_000, member_bytes=256 << 20, total_bytes=2 << 30)  # the official archive with its features
 _SOURCE = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+_SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMDb(Task):
+class IMDb(ClassifiedText):
     """Film reviews, positive or negative, read character by character: the Text task of the Long Range Arena.
 
     Probes classification of long text. A review is cut to `length` steps, the end mark included, and shorter ones are
@@ -74,68 +73,27 @@ class IMDb(Task):
 
     probes: ClassVar[str] = "classification of long text"
     source: ClassVar[str] = "Maas et al. 2011, ACL P11-1015; Tay et al. 2020, arXiv:2011.04006"
+    chance: ClassVar[float] = 0.5
+    """The reader accepts no files where the classes are not equally many."""
 
-    length: int = 4096
-    """The most steps of a sequence, the end mark included."""
-    vocabulary: Vocabulary = "characters"
-    """What a token is."""
     min_count: int = 15
     """How often a character occurs in training to be a token of its own; no matter for bytes."""
-    eos: bool = True
-    """Whether an end mark is the last step of every review."""
     faithful: bool = False
     """Whether the test set is the validation set too, as published."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.length < 2:
-            raise ValueError(f"length is {self.length}; give 2 or more")
-        if self.vocabulary not in get_args(Vocabulary):
-            raise ValueError(f"vocabulary is {self.vocabulary!r}; allowed are {', '.join(get_args(Vocabulary))}")
         if self.min_count < 1:
             raise ValueError(f"min_count is {self.min_count}; give 1 or more")
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
+        if self.faithful and self.validation_examples is not None:
+            given = f"validation_examples is {self.validation_examples}"
+            raise ValueError(f"{given}; faithful validates on the whole test set: give None")
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the first 128 bytes of each review."""
-        return cls(length=128, vocabulary="bytes", eos=False)
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens; of characters, as the files have them."""
-        if self.vocabulary == "bytes":
-            return ByteTokens.size(self.eos)
-        return len(SPECIALS) + len(self._texts().notes["characters"])
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """Negative and positive."""
-        return 2
-
-    @property
-    def max_length(self) -> int:
-        """The most steps of a sequence."""
-        return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
-
-    @property
-    def chance(self) -> float:
-        """One half: the reader accepts no files where the classes are not equally many."""
-        return 0.5
+        """Return the first 128 bytes of each review, and 500 of validation."""
+        return cls(length=128, vocabulary="bytes", eos=False, validation_examples=500)
 
     @property
     def need(self) -> SpectralNeed:
@@ -160,21 +118,19 @@ class IMDb(Task):
         """Return the length of each review, as the power of two that it does not exceed."""
         return {"length": length_class(batch.lengths, self.length)}
 
-    def token_name(self, token: int) -> str:
-        """Return the character, the byte or the name of the mark."""
-        if self.vocabulary == "bytes":
-            return ByteTokens.name(token)
-        return SPECIALS[token] if token < len(SPECIALS) else shown(self._texts().notes["characters"][token - 3])
-
     def class_name(self, label: int) -> str:
         """Return negative or positive."""
         return ("negative", "positive")[label]
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files and folders that are read; `digests` in `specreg.tasks.files` names their content."""
-        return _sources(data_directory(self.data))
+        return _sources(self.directory)
 
-    def size(self, split: Split) -> int:
+    def downloads(self) -> tuple[Download, ...]:
+        """Return the official archive."""
+        return (Download(_SOURCE, _ARCHIVES[0], _SHA256, 100 << 20),)
+
+    def whole(self, split: Split) -> int:
         """Return the number of reviews in a split."""
         everything = 2 * _PER_CLASS
         if self.faithful:
@@ -183,28 +139,18 @@ class IMDb(Task):
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the reviews at `indices`."""
-        texts = self._texts()
         if split == "test" or (self.faithful and split == "validation"):
             chosen = 2 * _PER_CLASS + indices
         else:
-            chosen = indices if self.faithful else _members(data_directory(self.data), split)[indices]
-        as_bytes = self.vocabulary == "bytes"
-        end = ByteTokens.END if as_bytes else END
-        inputs, mask = cut_rows(
-            texts.data,
-            texts.offsets,
-            chosen,
-            length=self.length,
-            shift=ByteTokens.SHIFT if as_bytes else 0,
-            end=end if self.eos else None,
-        )
-        return Batch(inputs, torch.from_numpy(texts.labels[chosen]), mask)
+            chosen = indices if self.faithful else _members(self.directory, split)[indices]
+        inputs, mask = self.cut(chosen)
+        return Batch(inputs, torch.from_numpy(self.texts().labels[chosen]), mask)
 
-    def _texts(self) -> Flat:
-        directory = data_directory(self.data)
+    def texts(self) -> Flat:
+        """Return all reviews, those of the official training part first."""
         if self.vocabulary == "bytes":
-            return _reviews(directory)
-        return _characters(directory, self.length - self.eos, self.min_count)
+            return _reviews(self.directory)
+        return _characters(self.directory, self.length - self.eos, self.min_count)
 
 
 @lru_cache(maxsize=4)

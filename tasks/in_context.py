@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from specreg.tasks.streams import stream_keys, words
 from specreg.tasks.strings import digest
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, Split
+from specreg.tasks.task import UNSCORED, Batch, Split, TokenTask
 
 __all__ = ["InContextTask", "Scored"]
 
@@ -22,7 +22,7 @@ _LARGE_SPACE = 2**40  # beyond, two streams coincide too rarely to matter
 
 
 @dataclass(frozen=True, kw_only=True)
-class InContextTask(GeneratedTask):
+class InContextTask(TokenTask):
     """A sequence that ends with the prefix, a question, and an answer to be found earlier in the same sequence.
 
     Token 0 is the "." of the published code, V − 1 the prefix "=>", 1 … V − 2 are symbols. The target of a step is the
@@ -50,21 +50,6 @@ class InContextTask(GeneratedTask):
                 f"vocab_size {self.vocab_size} and length {self.max_length} make about {self._space} sequences, which "
                 "are too few for three splits; give a larger vocabulary, longer sequences, or faithful=True"
             )
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The vocabulary V."""
-        return self.vocab_size
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
 
     @property
     def prefix(self) -> int:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from specreg.tasks.streams import below, stream_keys, words
 from specreg.tasks.strings import settle
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
+from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split, TokenTask
 
 __all__ = ["LaggedCopying"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaggedCopying(GeneratedTask):
+class LaggedCopying(TokenTask):
     """Lagged copying: the target of each step is the token that came M steps before.
 
     Probes an exact delay under constant load: M tokens are kept at any time, and each is let go after its answer. The L
@@ -69,24 +69,9 @@ class LaggedCopying(GeneratedTask):
         return self.alphabet
 
     @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The alphabet A."""
-        return self.alphabet
-
-    @property
     def max_length(self) -> int:
         """The length L of every sequence."""
         return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
 
     @property
     def chance(self) -> float:

@@ -59,6 +59,9 @@ class ListOps(GeneratedTask):
 
     probes: ClassVar[str] = "nested structure"
     source: ClassVar[str] = "Tay et al. 2020, arXiv:2011.04006"
+    vocab_size: ClassVar[int] = len(VOCABULARY)
+    """Padding, ten digits, four operators and the closing bracket: 16."""
+    num_classes: ClassVar[int] = 10
 
     train_examples: int | None = 96_000
     """Size of the training set; None: an endless stream."""
@@ -132,29 +135,9 @@ class ListOps(GeneratedTask):
         return Grammar(self.max_depth, self.max_args, self.longer_than, self.shorter_than)
 
     @property
-    def vocab_size(self) -> int:
-        """Padding, ten digits, four operators and the closing bracket: 16."""
-        return len(VOCABULARY)
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """Ten values."""
-        return 10
-
-    @property
     def max_length(self) -> int:
         """One less than `shorter_than`."""
         return self.shorter_than - 1
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
 
     @property
     def chance(self) -> float:

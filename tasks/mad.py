@@ -1,16 +1,17 @@
 """Mechanistic architecture design (MAD): what its six tasks share, its settings, its accuracy and its score."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specreg.tasks.streams import words
-from specreg.tasks.task import UNSCORED, GeneratedTask
+from specreg.tasks.task import UNSCORED, Task, TokenTask
 
 __all__ = [
     "BATCH_SIZE",
@@ -20,11 +21,12 @@ __all__ = [
     "WEIGHT_DECAYS",
     "MADScore",
     "MADTask",
-    "below_each",
+    "batch_macro_accuracy",
+    "best_runs",
     "macro_accuracy",
     "mad_score",
+    "mad_setting",
     "previous_places",
-    "words_at",
 ]
 
 LEARNING_RATES = (1e-4, 5e-4, 1e-3)
@@ -35,8 +37,6 @@ EPOCHS = 200
 """Passes over the training set."""
 BATCH_SIZE = 128
 """Examples a step, and a batch whose accuracy is taken."""
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio, the step of SplitMix64
 
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
@@ -97,8 +97,11 @@ the corrected tasks.
 """
 
 
+_KEYS = tuple((task, setting) for task, settings in SETTINGS.items() for setting in settings)
+
+
 @dataclass(frozen=True, kw_only=True)
-class MADTask(GeneratedTask):
+class MADTask(TokenTask):
     """What the six tasks have in common: tokens in, a class for each position out.
 
     Splits have streams of their own. At the published sizes no sequence comes twice; where settings leave few
@@ -120,24 +123,14 @@ class MADTask(GeneratedTask):
     """Sequence length L."""
 
     @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The vocabulary V."""
-        return self.vocab_size
-
-    @property
     def max_length(self) -> int:
         """The length L of a sequence."""
         return self.length
 
     @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
+    def published_accuracy(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], float]:
+        """`macro_accuracy` of each `BATCH_SIZE` test examples, and the mean over those batches."""
+        return partial(batch_macro_accuracy, num_classes=self.num_classes)
 
     @classmethod
     def presets(cls) -> Mapping[str, Self]:
@@ -163,17 +156,65 @@ def macro_accuracy(
     return float((right / asked.clamp(min=1))[asked + answered > 0].mean())
 
 
+def batch_macro_accuracy(
+    answers: Sequence[Tensor],  # one an example, classes
+    targets: Sequence[Tensor],  # in the same shapes, UNSCORED where nothing is scored
+    num_classes: int,
+) -> float:
+    """Return the mean over batches of `BATCH_SIZE` examples of `macro_accuracy`; a smaller last batch counts as one."""
+    parts = [slice(first, first + BATCH_SIZE) for first in range(0, len(answers), BATCH_SIZE)]
+    joined = ((torch.cat(list(answers[part])), torch.cat(list(targets[part]))) for part in parts)
+    return math.fsum(macro_accuracy(given, asked, num_classes) for given, asked in joined) / len(parts)
+
+
 @dataclass(frozen=True)
 class MADScore:
-    """A model's score."""
+    """A model's score, or as much of it as there are runs for."""
 
-    tasks: Mapping[str, float]
-    """Each task's mean over its settings of the best run's accuracy."""
+    settings: Mapping[tuple[str, str], float]
+    """The best run's accuracy at each (task, setting) that has one."""
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Each task's mean over its settings, tasks without a run left out."""
+        found = {
+            task: [self.settings[task, name] for name in SETTINGS[task] if (task, name) in self.settings]
+            for task in SETTINGS
+        }
+        return {task: math.fsum(values) / len(values) for task, values in found.items() if values}
 
     @property
     def mean(self) -> float:
-        """The mean over the tasks."""
+        """The mean over the tasks: MAD's score where nothing is missing."""
         return math.fsum(self.tasks.values()) / len(self.tasks)
+
+    @property
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """The (task, setting) pairs without a run, in order."""
+        return tuple(key for key in _KEYS if key not in self.settings)
+
+
+def mad_setting(task: Task) -> tuple[str, str] | None:
+    """Return which published (task, setting) a task is, whatever its seed and validation set; None: none of them."""
+    if not isinstance(task, MADTask):
+        return None
+    unpublished = {"seed": task.seed, "validation_examples": task.validation_examples}
+    named = (name for name in SETTINGS[task.name] if replace(type(task).presets()[name], **unpublished) == task)
+    return next(((task.name, name) for name in named), None)
+
+
+def best_runs(
+    accuracies: Mapping[tuple[str, str], Iterable[float]],  # (task, setting) → one accuracy a run
+) -> MADScore:
+    """Return the best run of each setting; those whose accuracy is NaN are left out, as the reference does.
+
+    Accuracies are the task's `published_accuracy` on the test split. Raises ValueError for a setting or task that is
+    not one of `SETTINGS`.
+    """
+    if unknown := sorted(set(accuracies) - set(_KEYS)):
+        raise ValueError(f"{unknown[0]} is no setting of MAD; there are the (task, setting) pairs of mad.SETTINGS")
+    known = {key: [run for run in runs if not math.isnan(run)] for key, runs in accuracies.items()}
+    return MADScore({key: max(runs) for key, runs in known.items() if runs})
 
 
 def mad_score(
@@ -181,37 +222,13 @@ def mad_score(
 ) -> MADScore:
     """Return the aggregate score: the best run of each setting, their mean over settings, and that over tasks.
 
-    Accuracies are `macro_accuracy` on the test split. Runs whose accuracy is NaN are left out, as the reference does.
-    Raises ValueError where a setting of a task has no run, or a setting or task is not one of `SETTINGS`.
+    As `best_runs`, but raises ValueError where a setting of a task has no run.
     """
-    expected = {(task, setting) for task, settings in SETTINGS.items() for setting in settings}
-    best = {key: max((run for run in runs if not math.isnan(run)), default=None) for key, runs in accuracies.items()}
-    if unknown := sorted(set(best) - expected):
-        raise ValueError(f"{unknown[0]} is no setting of MAD; there are the (task, setting) pairs of mad.SETTINGS")
-    if missing := sorted(key for key in expected if best.get(key) is None):
+    score = best_runs(accuracies)
+    if missing := sorted(score.missing):
         listed = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
-        raise ValueError(f"{len(missing)} of {len(expected)} settings have no run: {listed}; the score is over all")
-    found = {key: value for key, value in best.items() if value is not None}
-    means = {task: math.fsum(found[task, name] for name in SETTINGS[task]) / len(SETTINGS[task]) for task in SETTINGS}
-    return MADScore(means)
-
-
-def words_at(
-    keys: Words,  # (B,)
-    positions: Integers,  # (B, N)
-) -> Words:  # (B, N)
-    """Return the words of each stream at positions of its own: word n of key k is word 0 of key k + n steps."""
-    states = keys[:, None] + positions.astype(np.uint64) * _GOLDEN
-    return words(states.reshape(-1), 0, 1).reshape(states.shape)
-
-
-def below_each(
-    draws: Words,  # (...)
-    bounds: Integers,  # (...), 1 … 2³²
-) -> Integers:  # (...)
-    """Return integers uniform below bounds of their own, as `streams.below` does below one for all."""
-    high: Words = ((draws >> np.uint64(32)) * bounds.astype(np.uint64)) >> np.uint64(32)
-    return high.astype(np.int64)
+        raise ValueError(f"{len(missing)} of {len(_KEYS)} settings have no run: {listed}; the score is over all")
+    return score
 
 
 def previous_places(

@@ -6,10 +6,9 @@ from math import comb
 from typing import ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from specreg.tasks.formal_language import FinalAnswer
+from specreg.tasks.formal_language import FinalAnswer, steps_answered
 from specreg.tasks.strings import Integers, answered_at_every_step, real
 from specreg.tasks.task import Batch, SpectralNeed
 
@@ -38,21 +37,15 @@ class Majority(FinalAnswer):
 
     probes: ClassVar[str] = "counting without a modulus"
     source: ClassVar[str] = "Arora et al. 2023, arXiv:2312.04927 (Zoology's circuits)"
+    alphabet: ClassVar[int] = 2
+    """Two bits."""
+    answers: ClassVar[int] = 2
+    """No and yes."""
 
     shortest: int = 40
     """The shortest length."""
     cumulative: bool = False
     """Whether every step is answered, not the end alone."""
-
-    @property
-    def alphabet(self) -> int:
-        """Two bits."""
-        return 2
-
-    @property
-    def answers(self) -> int:
-        """No and yes."""
-        return 2
 
     @property
     def max_length(self) -> int:
@@ -90,8 +83,7 @@ class Majority(FinalAnswer):
         """Return how many bits each answer is about."""
         if not self.cumulative:
             return super().slices(batch)
-        steps = torch.arange(1, batch.inputs.shape[1] + 1, device=batch.inputs.device)
-        return {"length": torch.where(batch.scored, steps, -1)}
+        return {"length": steps_answered(batch)}
 
     def solve(
         self,

@@ -6,11 +6,10 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from specreg.tasks.formal_language import FormalLanguage
-from specreg.tasks.streams import stream_keys, words
-from specreg.tasks.strings import answered_once, bits, code_width, settle, uniform
+from specreg.tasks.streams import below_each, stream_keys, words
+from specreg.tasks.strings import answered_once, bits, code_width, settle
 from specreg.tasks.task import Batch, SpectralNeed, Split
 
 __all__ = ["MissingDuplicate"]
@@ -40,34 +39,15 @@ class MissingDuplicate(FormalLanguage):
     probes: ClassVar[str] = "comparison at a distance"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098"
     smallest: ClassVar[int] = 2
+    alphabet: ClassVar[int] = 4
+    """Bits, the mark and the empty token."""
+    num_classes: ClassVar[int] = 2
+    """Two bits."""
+    divisible: ClassVar[int] = 4
+    """Two bits twice."""
 
     shortest: int = 2
     """The shortest length."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Bits, the mark, the empty token and the query."""
-        return 5
-
-    @property
-    def num_classes(self) -> int:
-        """Two bits."""
-        return 2
-
-    @property
-    def divisible(self) -> int:
-        """Two bits twice."""
-        return 4
-
-    @property
-    def max_length(self) -> int:
-        """The longest string and the query."""
-        return self.longest + 1
-
-    @property
-    def chance(self) -> float:
-        """One half."""
-        return 0.5
 
     @property
     def need(self) -> SpectralNeed:
@@ -85,10 +65,6 @@ class MissingDuplicate(FormalLanguage):
         """Return "tiny" and DeepMind's setting."""
         return {"tiny": cls.tiny(), "chomsky": cls()}
 
-    def lengths_of(self, batch: Batch) -> Tensor:
-        """Return the steps before the query."""
-        return batch.lengths - 1
-
     def token_name(self, token: int) -> str:
         """Return the bit, "_" for the mark, "·" for the empty token, "?" for the query."""
         return "01_·?"[token]
@@ -99,7 +75,7 @@ class MissingDuplicate(FormalLanguage):
         chosen = words(keyed, 0, 3)
         lengths = self.lengths(split, chosen[:, 0])
         halves = lengths // 2
-        missing = uniform(chosen[:, 2], 2 * halves)
+        missing = below_each(chosen[:, 2], 2 * halves)
         # the marked place is part of the content: it stands beside the bits when the split is settled
         strings = np.concatenate([bits(words(keyed, 3, -(-most // 64)), most), missing[:, None]], axis=1)
         strings[:, :most] *= np.arange(most) < halves[:, None]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, MissingDataError, data_directory
+from specreg.tasks.files import ENVIRONMENT_VARIABLE, DataFormatError, Download, MissingDataError
 from specreg.tasks.pixel_orders import PixelOrder, check_order, pixel_order
 from specreg.tasks.streams import permutation
-from specreg.tasks.task import Batch, SpectralNeed, Split, Task
+from specreg.tasks.task import Batch, FileTask, SpectralNeed, Split
 
 __all__ = ["MNIST"]
 
@@ -26,7 +26,13 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", _TRAIN),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", _TEST),
 }
-_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist"
+_SOURCE = "https://storage.googleapis.com/cvdf-datasets/mnist"
+_DIGESTS = {
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
 
 Bytes = NDArray[np.uint8]
 
@@ -40,7 +46,7 @@ class _Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST(Task):
+class MNIST(FileTask):
     """MNIST as sequences of 784 pixels: sequential, or permuted so that neighbours lie far apart.
 
     Probes long memory of a real signal: the borders of an image are empty, so what is written must be kept for a
@@ -69,53 +75,23 @@ class MNIST(Task):
 
     probes: ClassVar[str] = "long memory of a real signal"
     source: ClassVar[str] = "LeCun et al. 1998, doi:10.1109/5.726791; Le et al. 2015, arXiv:1504.00941"
+    num_classes: ClassVar[int] = 10
+    max_length: ClassVar[int] = _SIDE * _SIDE
+    chance: ClassVar[float] = 0.1135
+    """The share of ones in the official test set, 1135 of 10,000."""
 
     permuted: PixelOrder = "none"
     """The order in which pixels are read: "none" is row by row."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
 
     def __post_init__(self) -> None:
         """Check the order."""
         super().__post_init__()
         check_order(self.permuted)
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return sequential MNIST; the files hold no smaller one."""
-        return cls()
-
-    @property
-    def vocab_size(self) -> None:
-        """Inputs are real values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """One value a step."""
-        return 1
-
-    @property
-    def num_classes(self) -> int:
-        """Ten digits."""
-        return 10
-
-    @property
-    def max_length(self) -> int:
-        """The length 784 of every sequence."""
-        return _SIDE * _SIDE
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
-
-    @property
-    def chance(self) -> float:
-        """The share of ones in the official test set, 1135 of 10,000."""
-        return 0.1135
+        """Return sequential MNIST with 200 images of validation; the files hold no smaller one."""
+        return cls(validation_examples=200)
 
     @property
     def need(self) -> SpectralNeed:
@@ -138,17 +114,22 @@ class MNIST(Task):
         }
 
     def data_files(self) -> tuple[Path, ...]:
-        """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
-        folder = _folder(data_directory(self.data))
+        """Return the four files, as they are or packed."""
+        folder = _folder(self.directory)
         return tuple(_found(folder, name) for images, labels, _ in _FILES.values() for name in (images, labels))
 
-    def size(self, split: Split) -> int:
+    def downloads(self) -> tuple[Download, ...]:
+        """Return the four official files, packed, in a folder of their own."""
+        digests = _DIGESTS.items()
+        return tuple(Download(f"{_SOURCE}/{name}", f"mnist/{name}", sha256, 20 << 20) for name, sha256 in digests)
+
+    def whole(self, split: Split) -> int:
         """Return the number of images in a split."""
         return {"train": _TRAIN - _VALIDATION, "validation": _VALIDATION, "test": _TEST}[split]
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the images at `indices`."""
-        images = _load(data_directory(self.data))
+        images = _load(self.directory)
         if split == "test":
             pixels, labels = images.test[indices], images.test_labels[indices]
         else:

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from specreg.tasks.formal_language import TwoLayouts
-from specreg.tasks.streams import words
+from specreg.tasks.formal_language import TwoLayouts, check_modulus
+from specreg.tasks.streams import below_each, words
 from specreg.tasks.strings import (
     Integers,
     Words,
@@ -19,7 +19,6 @@ from specreg.tasks.strings import (
     real,
     settle,
     symbols,
-    uniform,
 )
 from specreg.tasks.task import Batch, SpectralNeed, Split
 
@@ -67,8 +66,7 @@ class ModularArithmetic(TwoLayouts):
 
     def __post_init__(self) -> None:
         """Check the modulus, then the lengths."""
-        if not 3 <= self.modulus <= 100:
-            raise ValueError(f"modulus is {self.modulus}; give 3 … 100")
+        check_modulus(self.modulus)
         if self.faithful and self.variant != "xlstm":
             raise ValueError(f"faithful is set in the variant {self.variant!r}; the defect is that of 'xlstm'")
         super().__post_init__()
@@ -196,7 +194,7 @@ class ModularArithmetic(TwoLayouts):
         if self.variant != "xlstm":
             return (self.lengths(split, draws) + 1) // 2
         fewest = self._fewest(split)
-        return fewest + uniform(draws, self._digits(self.longest) - fewest + 1)
+        return fewest + below_each(draws, self._digits(self.longest) - fewest + 1)
 
 
 def _automaton(modulus: int) -> Integers:

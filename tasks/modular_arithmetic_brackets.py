@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specreg.tasks.bracketed import Expressions, commonest
-from specreg.tasks.formal_language import FormalLanguage, Variant, check_variant
+from specreg.tasks.formal_language import FormalLanguage, Variant, check_modulus, check_variant
 from specreg.tasks.streams import stream_keys, words
 from specreg.tasks.strings import Integers, Words, answered_once, real
 from specreg.tasks.task import Batch, SpectralNeed, Split
@@ -55,15 +55,14 @@ class ModularArithmeticBrackets(FormalLanguage):
 
     def __post_init__(self) -> None:
         """Check the modulus, then the lengths."""
-        if not 3 <= self.modulus <= 100:
-            raise ValueError(f"modulus is {self.modulus}; give 3 … 100")
+        check_modulus(self.modulus)
         check_variant(self.variant)
         super().__post_init__()
 
     @property
-    def vocab_size(self) -> int:
-        """Digits, three operators, two brackets, "=", and padding or the query."""
-        return self.modulus + 7
+    def alphabet(self) -> int:
+        """Digits, three operators, two brackets and "="; padding or the query is one more."""
+        return self.modulus + 6
 
     @property
     def num_classes(self) -> int:

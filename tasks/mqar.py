@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specreg.tasks.streams import below, distinct, inverse_power_law, stream_keys, weighted_distinct, words
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
+from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split, TokenTask
 
 __all__ = ["MQAR"]
 
@@ -56,7 +56,7 @@ _MIXES: Mapping[str, _Published] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MQAR(GeneratedTask):
+class MQAR(TokenTask):
     """Multi-query associative recall, by the rules of the Zoology benchmark.
 
     Probes recall: how many key-value pairs a fixed-size state keeps apart, and for how long. Token 0 is the filler,
@@ -171,24 +171,9 @@ class MQAR(GeneratedTask):
         return cls(length=32, pairs=4, vocab_size=64, validation_examples=200, test_examples=200)
 
     @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The vocabulary V."""
-        return self.vocab_size
-
-    @property
     def max_length(self) -> int:
         """The length T of every sequence, or of the longest."""
         return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
 
     @property
     def chance(self) -> float:

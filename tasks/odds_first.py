@@ -44,12 +44,10 @@ class OddsFirst(StringToString):
     """Input symbols A."""
 
     def __post_init__(self) -> None:
-        """Check the alphabet, then the lengths."""
+        """Check the variant, then the alphabet and the lengths."""
         allowed = get_args(Literal["documented", "coded"])
         if self.variant not in allowed:
             raise ValueError(f"variant is {self.variant!r}; give one of {', '.join(allowed)}")
-        if not 2 <= self.symbols <= 1000:
-            raise ValueError(f"symbols is {self.symbols}; give 2 … 1000")
         super().__post_init__()
 
     @property

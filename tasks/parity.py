@@ -36,16 +36,10 @@ class Parity(TwoLayouts):
 
     probes: ClassVar[str] = "state tracking: one bit that flips"
     source: ClassVar[str] = "Beck et al. 2024, arXiv:2405.04517; Delétang et al. 2022, arXiv:2207.02098"
-
-    @property
-    def alphabet(self) -> int:
-        """Two bits."""
-        return 2
-
-    @property
-    def answers(self) -> int:
-        """Even and odd."""
-        return 2
+    alphabet: ClassVar[int] = 2
+    """Two bits."""
+    answers: ClassVar[int] = 2
+    """Even and odd."""
 
     @property
     def need(self) -> SpectralNeed:

@@ -67,7 +67,7 @@ class Pathfinder(GeneratedTask):
 
     With `cache`, images drawn once are kept, each for itself, in a file in the user's cache folder
     ($XDG_CACHE_HOME/specreg/read, or ~/.cache/specreg/read): 0.16 GB for Pathfinder's training images and 2.6 GB for
-    Path-X's when all were drawn. It may be deleted at any time.
+    Path-X's when all were drawn. It may be deleted at any time. Held-out images are kept where training ones are.
 
     Chance: 1/2, labels being balanced.
 
@@ -79,6 +79,9 @@ class Pathfinder(GeneratedTask):
 
     probes: ClassVar[str] = "grouping over long distances"
     source: ClassVar[str] = "Tay et al. 2020, arXiv:2011.04006; Linsley et al. 2018, arXiv:1805.08315"
+    num_classes: ClassVar[int] = 2
+    """Apart and joined."""
+    chance: ClassVar[float] = 0.5
 
     side: int = 32
     """Rows and columns of an image: 32, 64, 128, or 16 for tests."""
@@ -122,34 +125,9 @@ class Pathfinder(GeneratedTask):
         )
 
     @property
-    def vocab_size(self) -> None:
-        """Inputs are real values: None."""
-        return None
-
-    @property
-    def channels(self) -> int:
-        """One value a step."""
-        return 1
-
-    @property
-    def num_classes(self) -> int:
-        """Apart and joined."""
-        return 2
-
-    @property
     def max_length(self) -> int:
         """The pixels of an image."""
         return self.side * self.side
-
-    @property
-    def per_position(self) -> bool:
-        """One label a sequence: False."""
-        return False
-
-    @property
-    def chance(self) -> float:
-        """One half."""
-        return 0.5
 
     @property
     def need(self) -> SpectralNeed:
@@ -220,8 +198,14 @@ class Pathfinder(GeneratedTask):
             wanted = indices[lacking]
             drawn = draw_images(self.geometry, stream_keys(self.seed, split, wanted), labels[lacking] > 0)
             pixels[lacking] = drawn.reshape(lacking.size, -1)
-            kept.write(wanted, pixels[lacking])
+            if self._trained(split):
+                kept.write(wanted, pixels[lacking])
         return pixels
+
+    def _trained(self, split: Split) -> bool:
+        """Whether training images are kept: who only looks at some of another split leaves no file behind."""
+        kept = self._records("train")
+        return split == "train" or kept is None or kept.path.exists()
 
     def _records(self, split: Split) -> RecordCache | None:
         count = self.size(split)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,15 +18,12 @@ from specreg.tasks.files import (
     Flat,
     MissingDataError,
     cached,
-    data_directory,
     digests,
 )
-from specreg.tasks.task import Batch, SpectralNeed, Split, Task
-from specreg.tasks.texts import END, SPECIALS, ByteTokens, character_tokens, cut_rows, length_class, shown
+from specreg.tasks.task import Batch, SpectralNeed, Split
+from specreg.tasks.texts import ClassifiedText, Vocabulary, character_tokens, length_class
 
 __all__ = ["Retrieval"]
-
-Vocabulary = Literal["characters", "bytes"]
 
 _READER = 1  # to be raised when what is read from the same files changes
 _FILES: dict[Split, str] = {
@@ -41,7 +38,7 @@ _SOURCE = "https://github.com/google-research/long-range-arena"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(Task):
+class Retrieval(ClassifiedText):
     """Pairs of papers of the ACL Anthology Network: does one cite the other? The Long Range Arena's Retrieval.
 
     Probes compression of a long text: each of the two is read by itself, and only what is kept of them is compared. A
@@ -73,27 +70,11 @@ class Retrieval(Task):
 
     length: int = 4000
     """The most steps of a text, the end mark included."""
-    vocabulary: Vocabulary = "characters"
-    """What a token is."""
-    eos: bool = True
-    """Whether an end mark is the last step of every text."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        if self.length < 2:
-            raise ValueError(f"length is {self.length}; give 2 or more")
-        if self.vocabulary not in get_args(Vocabulary):
-            raise ValueError(f"vocabulary is {self.vocabulary!r}; allowed are {', '.join(get_args(Vocabulary))}")
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the first 64 bytes of each text."""
-        return cls(length=64, vocabulary="bytes", eos=False)
+        """Return the first 64 bytes of each text, and at most 500 pairs of validation."""
+        return cls(length=64, vocabulary="bytes", eos=False, validation_examples=500)
 
     @property
     def towers(self) -> int:
@@ -101,36 +82,9 @@ class Retrieval(Task):
         return 2
 
     @property
-    def vocab_size(self) -> int:
-        """The number of tokens; of characters, as the files have them."""
-        if self.vocabulary == "bytes":
-            return ByteTokens.size(self.eos)
-        return len(SPECIALS) + len(self._pairs().notes["characters"])
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """Unrelated and citing."""
-        return 2
-
-    @property
-    def max_length(self) -> int:
-        """The most steps of a text."""
-        return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """One label a pair: False."""
-        return False
-
-    @property
     def chance(self) -> float:
         """How often the commonest training label is the answer in validation, measured."""
-        pairs = self._pairs()
+        pairs = self.texts()
         train, validation = (_rows(pairs, split)[:, 0] for split in ("train", "validation"))
         return float((validation == np.bincount(train, minlength=2).argmax()).mean())
 
@@ -152,43 +106,28 @@ class Retrieval(Task):
         """Return the length of the longer text, as the power of two that it does not exceed."""
         return {"length": length_class(batch.lengths.amax(dim=1), self.length)}
 
-    def token_name(self, token: int) -> str:
-        """Return the character, the byte or the name of the mark."""
-        if self.vocabulary == "bytes":
-            return ByteTokens.name(token)
-        return SPECIALS[token] if token < len(SPECIALS) else shown(self._pairs().notes["characters"][token - 3])
-
     def class_name(self, label: int) -> str:
         """Return unrelated or citing."""
         return ("unrelated", "citing")[label]
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
-        return tuple(_sources(data_directory(self.data)).values())
+        return tuple(_sources(self.directory).values())
 
-    def size(self, split: Split) -> int:
+    def whole(self, split: Split) -> int:
         """Return the number of pairs in a split, as the files have them."""
-        return len(_rows(self._pairs(), split))
+        return len(_rows(self.texts(), split))
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the pairs at `indices`."""
-        pairs = self._pairs()
-        labels, *chosen = _rows(pairs, split)[indices].T.astype(np.int64)
-        as_bytes = self.vocabulary == "bytes"
-        end = ByteTokens.END if as_bytes else END
-        inputs, mask = cut_rows(
-            pairs.data,
-            pairs.offsets,
-            np.stack(chosen, axis=1).reshape(-1),
-            length=self.length,
-            shift=ByteTokens.SHIFT if as_bytes else 0,
-            end=end if self.eos else None,
-        )
+        labels, *chosen = _rows(self.texts(), split)[indices].T.astype(np.int64)
+        inputs, mask = self.cut(np.stack(chosen, axis=1).reshape(-1))
         towers = (indices.size, 2, -1)
         return Batch(inputs.reshape(towers), torch.from_numpy(labels), mask.reshape(towers))
 
-    def _pairs(self) -> Flat:
-        pairs = _load(data_directory(self.data), self.vocabulary, self.length - self.eos)
+    def texts(self) -> Flat:
+        """Return every text once, and the pairs."""
+        pairs = _load(self.directory, self.vocabulary, self.length - self.eos)
         if pairs.notes["empty"] and not self.eos:
             raise DataFormatError("a text of new_aan_pairs is empty, a sequence without a step: set eos to True")
         return pairs

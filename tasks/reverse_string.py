@@ -1,6 +1,5 @@
 """Reverse string: the string, last symbol first."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -38,12 +37,6 @@ class ReverseString(StringToString):
     symbols: int = 2
     """Input symbols A."""
 
-    def __post_init__(self) -> None:
-        """Check the alphabet, then the lengths."""
-        if not 2 <= self.symbols <= 1000:
-            raise ValueError(f"symbols is {self.symbols}; give 2 … 1000")
-        super().__post_init__()
-
     @property
     def alphabet(self) -> int:
         """The input symbols."""
@@ -58,11 +51,6 @@ class ReverseString(StringToString):
     def tiny(cls) -> Self:
         """Return lengths 6 … 12."""
         return cls(shortest=6, longest=12, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny" and DeepMind's setting."""
-        return {"tiny": cls.tiny(), "chomsky": cls()}
 
     def solve(
         self,

@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specreg.tasks.copy_task import CopyTask
 from specreg.tasks.streams import below, distinct, stream_keys, words
-from specreg.tasks.task import UNSCORED, Batch, GeneratedTask, SpectralNeed, Split
+from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split
 
 __all__ = ["SelectiveCopying"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveCopying(GeneratedTask):
+class SelectiveCopying(CopyTask):
     """Selective copying: M data tokens scattered among L blanks, to be repeated in their order.
 
     Probes selection: a time-invariant recurrence cannot tell which steps to keep, whatever its eigenvalues. Token 0 is
@@ -38,56 +39,10 @@ class SelectiveCopying(GeneratedTask):
     probes: ClassVar[str] = "selection of what to keep"
     source: ClassVar[str] = "Gu, Dao 2023, arXiv:2312.00752"
 
-    blanks: int = 100
-    """Blank steps L among the data tokens."""
-    tokens: int = 10
-    """Data tokens M, and as many markers."""
-    alphabet: int = 10
-    """Distinct tokens A, the blank and the marker among them."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        if self.blanks < 0 or self.tokens < 1:
-            given = f"blanks is {self.blanks} and tokens {self.tokens}"
-            raise ValueError(f"{given}; give 0 or more blanks and 1 or more tokens")
-        if self.alphabet < 4:
-            raise ValueError(f"alphabet is {self.alphabet}; blank and marker take two: give 4 or more")
-
     @classmethod
     def tiny(cls) -> Self:
         """Return 20 blanks, 6 data tokens, 8 distinct tokens."""
         return cls(blanks=20, tokens=6, alphabet=8, validation_examples=200, test_examples=200)
-
-    @property
-    def vocab_size(self) -> int:
-        """The alphabet A."""
-        return self.alphabet
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
-
-    @property
-    def num_classes(self) -> int:
-        """The alphabet A."""
-        return self.alphabet
-
-    @property
-    def max_length(self) -> int:
-        """The length L + 2M of every sequence."""
-        return self.blanks + 2 * self.tokens
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
-
-    @property
-    def chance(self) -> float:
-        """One over the number of data tokens, 1/(A − 2)."""
-        return 1.0 / (self.alphabet - 2)
 
     @property
     def need(self) -> SpectralNeed:
@@ -108,10 +63,6 @@ class SelectiveCopying(GeneratedTask):
         values["lag"][:, scattered:] = scattered + place - held
         values["place"][:, scattered:] = place
         return values
-
-    def token_name(self, token: int) -> str:
-        """Return "·" for the blank, "?" for the marker, else the number."""
-        return {0: "·", self.alphabet - 1: "?"}.get(token, str(token))
 
     def draw(self, split: Split, indices: NDArray[np.int64]) -> Batch:
         """Return the examples at `indices`."""

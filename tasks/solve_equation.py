@@ -6,12 +6,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from specreg.tasks.bracketed import Expressions
-from specreg.tasks.formal_language import FormalLanguage
-from specreg.tasks.streams import stream_keys, words
-from specreg.tasks.strings import Integers, answered_once, uniform
+from specreg.tasks.formal_language import FormalLanguage, check_modulus
+from specreg.tasks.streams import below_each, stream_keys, words
+from specreg.tasks.strings import Integers, answered_once
 from specreg.tasks.task import Batch, SpectralNeed, Split
 
 __all__ = ["SolveEquation"]
@@ -42,6 +41,8 @@ class SolveEquation(FormalLanguage):
     probes: ClassVar[str] = "nesting, with an unknown"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098"
     smallest: ClassVar[int] = 3
+    divisible: ClassVar[int] = 3
+    """The shortest length: x = d, with three values of d or more."""
 
     shortest: int = 3
     """The shortest equation."""
@@ -50,34 +51,18 @@ class SolveEquation(FormalLanguage):
 
     def __post_init__(self) -> None:
         """Check the modulus, then the lengths."""
-        if not 3 <= self.modulus <= 100:
-            raise ValueError(f"modulus is {self.modulus}; give 3 … 100")
+        check_modulus(self.modulus)
         super().__post_init__()
 
     @property
-    def vocab_size(self) -> int:
-        """Digits, + − ( ) x =, and the query."""
-        return self.modulus + 7
+    def alphabet(self) -> int:
+        """Digits and + − ( ) x =."""
+        return self.modulus + 6
 
     @property
     def num_classes(self) -> int:
         """The digits."""
         return self.modulus
-
-    @property
-    def divisible(self) -> int:
-        """The shortest length: x = d, with three values of d or more."""
-        return 3
-
-    @property
-    def max_length(self) -> int:
-        """The longest equation and the query."""
-        return self.longest + 1
-
-    @property
-    def chance(self) -> float:
-        """One over the number of digits."""
-        return 1 / self.modulus
 
     @property
     def need(self) -> SpectralNeed:
@@ -94,10 +79,6 @@ class SolveEquation(FormalLanguage):
         """Return "tiny" and DeepMind's setting."""
         return {"tiny": cls.tiny(), "chomsky": cls()}
 
-    def lengths_of(self, batch: Batch) -> Tensor:
-        """Return the steps before the query."""
-        return batch.lengths - 1
-
     def token_name(self, token: int) -> str:
         """Return the digit or the sign, "?" for the query."""
         return str(token) if token < self.modulus else "+-()x=?"[token - self.modulus]
@@ -108,7 +89,7 @@ class SolveEquation(FormalLanguage):
         chosen, most, rows = words(keyed, 0, 3), self.longest - 2, np.arange(indices.size)
         counts = self.lengths(split, chosen[:, 0]) - 2
         expressions = Expressions(words(keyed, 3, most), counts, self.modulus, 2)
-        unknown = _digit_after(expressions.digits, uniform(chosen[:, 2], counts))
+        unknown = _digit_after(expressions.digits, below_each(chosen[:, 2], counts))
         expressions.settle(split, chosen[:, 1], unknown[:, None])
         answers, values = expressions.strings[rows, unknown], expressions.values()
 

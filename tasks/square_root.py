@@ -1,6 +1,5 @@
 """Square root: the integer root of a binary number."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar, Self
@@ -38,6 +37,8 @@ class SquareRoot(StringToString):
 
     probes: ClassVar[str] = "arithmetic beyond one pass over the string"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098"
+    alphabet: ClassVar[int] = 2
+    """Two bits."""
 
     @property
     def chance(self) -> float:
@@ -53,11 +54,6 @@ class SquareRoot(StringToString):
     def tiny(cls) -> Self:
         """Return lengths 12 … 18."""
         return cls(shortest=12, longest=18, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny" and DeepMind's setting."""
-        return {"tiny": cls.tiny(), "chomsky": cls()}
 
     def extent(self, length: int) -> int:
         """Return half the length, rounded up."""

@@ -1,14 +1,13 @@
 """Stack manipulation: a stack after some pushes and pops, from the top."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
 
 from specreg.tasks.formal_language import StringToString
-from specreg.tasks.streams import words
-from specreg.tasks.strings import Integers, Words, digest, real, share, symbols, uniform
+from specreg.tasks.streams import below_each, words
+from specreg.tasks.strings import Integers, Words, digest, real, share, symbols
 from specreg.tasks.task import SpectralNeed, Split
 
 __all__ = ["StackManipulation"]
@@ -38,21 +37,12 @@ class StackManipulation(StringToString):
 
     probes: ClassVar[str] = "a stack that is used"
     source: ClassVar[str] = "Delétang et al. 2022, arXiv:2207.02098"
-
-    @property
-    def alphabet(self) -> int:
-        """Two bits and three actions."""
-        return 5
-
-    @property
-    def num_classes(self) -> int:
-        """Two bits and the end mark."""
-        return 3
-
-    @property
-    def divisible(self) -> int:
-        """A bit and an action."""
-        return 2
+    alphabet: ClassVar[int] = 5
+    """Two bits and three actions."""
+    num_classes: ClassVar[int] = 3
+    """Two bits and the end mark."""
+    divisible: ClassVar[int] = 2
+    """A bit and an action."""
 
     @property
     def chance(self) -> float:
@@ -69,11 +59,6 @@ class StackManipulation(StringToString):
     def tiny(cls) -> Self:
         """Return lengths 6 … 12."""
         return cls(shortest=6, longest=12, validation_examples=200, test_examples=200)
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Self]:
-        """Return "tiny" and DeepMind's setting."""
-        return {"tiny": cls.tiny(), "chomsky": cls()}
 
     def extent(self, length: int) -> int:
         """Return one more than the length."""
@@ -95,7 +80,7 @@ class StackManipulation(StringToString):
         """Return stacks and actions, 0 outside, and their lengths; the first bit and the first action are the code."""
         chosen, half, rows = words(keyed, 0, 3), -(-self.longest // 2), np.arange(keyed.size)
         counts = self.lengths(split, chosen[:, 0])
-        heights = np.where(counts > 1, 1 + uniform(chosen[:, 2], np.maximum(counts - 1, 1)), 1)
+        heights = np.where(counts > 1, 1 + below_each(chosen[:, 2], np.maximum(counts - 1, 1)), 1)
         strings = np.where(
             real(heights, self.longest),
             symbols(keyed, 3, self.longest, 2),

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Domain",
     "below",
+    "below_each",
     "distinct",
     "exponential",
     "inverse_power_law",
@@ -23,6 +24,7 @@ __all__ = [
     "stream_keys",
     "weighted_distinct",
     "words",
+    "words_at",
 ]
 
 Domain = Literal["train", "validation", "test", "order", "split"]
@@ -71,6 +73,14 @@ def words(
     return drawn
 
 
+def words_at(
+    keys: Words,  # (B,)
+    positions: Integers,  # (B, N)
+) -> Words:  # (B, N)
+    """Return the words of each stream at positions of its own."""
+    return _mix(keys[:, None] + (positions + 1).astype(np.uint64) * np.uint64(_GOLDEN))
+
+
 def below(
     draws: Words,  # (..., N)
     bound: int,
@@ -83,6 +93,14 @@ def below(
     if not 1 <= bound <= 2**32:
         raise ValueError(f"bound is {bound}; it lies in 1 … 2**32")
     return _scaled(draws, np.uint64(bound)).astype(np.int64)
+
+
+def below_each(
+    draws: Words,  # (...)
+    bounds: Integers | int,  # (...), 1 … 2³²
+) -> Integers:  # (...)
+    """Return integers uniform below bounds of their own, as `below` does below one for all; bounds are not checked."""
+    return _scaled(draws, np.asarray(bounds, dtype=np.uint64)).astype(np.int64)
 
 
 def distinct(

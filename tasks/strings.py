@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from specreg.tasks.streams import words
+from specreg.tasks.streams import below_each, words
 from specreg.tasks.task import UNSCORED, Batch, Split
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "share",
     "string_to_string",
     "symbols",
-    "uniform",
 ]
 
 Words = NDArray[np.uint64]
@@ -38,15 +37,6 @@ Integers = NDArray[np.int64]
 
 _HELD_OUT = 16  # of this many codes, one is validation's and one is test's
 _LOW = np.uint64(0xFFFFFFFF)
-
-
-def uniform(
-    draws: Words,  # (B,) or (B, 1)
-    bounds: Integers | int,  # (B,) or (B, 1)
-) -> Integers:
-    """Return integers uniform on 0 … bound − 1, each row with a bound of its own below 2³²."""
-    limit = np.asarray(bounds, dtype=np.uint64)
-    return (((draws >> np.uint64(32)) * limit) >> np.uint64(32)).astype(np.int64)
 
 
 def bits(
@@ -104,9 +94,9 @@ def share(
     """
     held_out = np.where(sizes < 3, 0, np.maximum(sizes // _HELD_OUT, 1))
     if split == "train":
-        return uniform(draws, sizes - 2 * held_out)
+        return below_each(draws, sizes - 2 * held_out)
     first = sizes - (2 if split == "validation" else 1) * held_out
-    chosen: Integers = first + uniform(draws, held_out)
+    chosen: Integers = first + below_each(draws, held_out)
     return chosen
 
 

@@ -5,7 +5,7 @@ a run that resumes, a worker that starts late and a test that looks at one examp
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,9 +17,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from specreg.tasks.files import Download, data_directory
 from specreg.tasks.streams import permutation
 
-__all__ = ["UNSCORED", "Batch", "GeneratedTask", "RegressionTask", "SpectralNeed", "Split", "Task"]
+__all__ = [
+    "UNSCORED",
+    "Batch",
+    "FileTask",
+    "GeneratedTask",
+    "RegressionTask",
+    "SpectralNeed",
+    "Split",
+    "Task",
+    "TokenTask",
+]
 
 Split = Literal["train", "validation", "test"]
 
@@ -83,7 +94,8 @@ class Task(ABC):
     """A supervised sequence task.
 
     A member is a frozen dataclass in a module of its own whose fields are the settings; it says what its examples look
-    like and defines `size` and `draw`. `specreg.testing.tasks.TaskConformance` is the test that it must pass.
+    like and defines `size` and `draw`. What is the same for all settings of a member may be a class attribute where a
+    property stands here. `specreg.testing.tasks.TaskConformance` is the test that it must pass.
     """
 
     probes: ClassVar[str]
@@ -100,14 +112,14 @@ class Task(ABC):
             raise ValueError(f"seed is {self.seed}; a data seed lies in 0 … 2**64 - 1")
 
     @property
-    @abstractmethod
     def vocab_size(self) -> int | None:
         """The number of input tokens V; None where inputs are real values."""
+        return None
 
     @property
-    @abstractmethod
     def channels(self) -> int:
-        """The number of real values a step C; 0 where inputs are tokens."""
+        """The number of real values a step C: one unless the task says otherwise; 0 where inputs are tokens."""
+        return 1 if self.vocab_size is None else 0
 
     @property
     @abstractmethod
@@ -120,9 +132,19 @@ class Task(ABC):
         """The longest sequence T."""
 
     @property
-    @abstractmethod
     def per_position(self) -> bool:
-        """Whether targets and logits have a position axis."""
+        """Whether targets and logits have a position axis; False: one answer a sequence."""
+        return False
+
+    @property
+    def from_last_state(self) -> bool:
+        """Whether the answers at all positions are decoded from what a model holds after its last real step, alone."""
+        return False
+
+    @property
+    def published_accuracy(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], float] | None:
+        """What makes the accuracy that is published of answers and targets, a pair a test example; None: the mean."""
+        return None
 
     @property
     @abstractmethod
@@ -169,6 +191,10 @@ class Task(ABC):
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files and folders that are read; none for a generated task."""
+        return ()
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Return the public files that may be fetched into the data directory where there are none; none known."""
         return ()
 
     def extrapolations(self) -> Mapping[str, Self]:
@@ -307,6 +333,59 @@ class GeneratedTask(Task):
         """Return the number of examples in a split; None where training is endless."""
         sizes = {"train": self.train_examples, "validation": self.validation_examples, "test": self.test_examples}
         return sizes[split]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTask(GeneratedTask):
+    """A task whose inputs and answers are tokens of one vocabulary, an answer a position."""
+
+    per_position: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The vocabulary V, special tokens among it."""
+
+    @property
+    def num_classes(self) -> int:
+        """The vocabulary V."""
+        return self.vocab_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTask(Task):
+    """A task whose examples stand in files of one directory."""
+
+    data: Path | None = None
+    """The directory of the data files; None: the environment variable SPECREG_DATA, else ~/.cache/specreg."""
+    validation_examples: int | None = None
+    """The most examples of validation, the first of them; None: all."""
+
+    def __post_init__(self) -> None:
+        """Check the size, and take the directory's name for a path."""
+        super().__post_init__()
+        if self.validation_examples is not None and self.validation_examples < 1:
+            raise ValueError(f"validation_examples is {self.validation_examples}; give 1 or more, or None for all")
+        if self.data is not None:
+            object.__setattr__(self, "data", Path(self.data))  # a configuration file gives a string
+
+    def size(self, split: Split) -> int:
+        """Return the number of examples in a split."""
+        whole, most = self.whole(split), self.validation_examples
+        return whole if split != "validation" or most is None else min(whole, most)
+
+    @abstractmethod
+    def whole(self, split: Split) -> int:
+        """Return how many examples of a split the files have."""
+
+    @abstractmethod
+    def data_files(self) -> tuple[Path, ...]:
+        """Return the files and folders that are read; `digests` in `specreg.tasks.files` names their content."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are looked for."""
+        return data_directory(self.data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,32 @@
 """What the tasks on text share: bytes and characters as tokens, sequences cut from a long array, length classes."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["END", "PAD", "SPECIALS", "UNKNOWN", "ByteTokens", "character_tokens", "cut_rows", "length_class", "shown"]
+from specreg.tasks.files import Flat
+from specreg.tasks.task import FileTask
+
+__all__ = [
+    "END",
+    "PAD",
+    "SPECIALS",
+    "UNKNOWN",
+    "ByteTokens",
+    "ClassifiedText",
+    "Vocabulary",
+    "character_tokens",
+    "cut_rows",
+    "length_class",
+    "shown",
+]
 
 PAD, UNKNOWN, END = 0, 1, 2
 SPECIALS = ("<pad>", "<unk>", "<eos>")
@@ -18,6 +35,9 @@ SPECIALS = ("<pad>", "<unk>", "<eos>")
 _BLOCK = 1000  # texts decoded at a time
 
 Integers = NDArray[np.int64]
+
+
+Vocabulary = Literal["characters", "bytes"]
 
 
 class ByteTokens:
@@ -38,6 +58,59 @@ class ByteTokens:
             return SPECIALS[PAD if token == PAD else END]
         byte = token - cls.SHIFT
         return chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedText(FileTask):
+    """Text read character by character or byte by byte, and one of two classes."""
+
+    num_classes: ClassVar[int] = 2
+
+    length: int = 4096
+    """The most steps of a text, the end mark included."""
+    vocabulary: Vocabulary = "characters"
+    """What a token is."""
+    eos: bool = True
+    """Whether an end mark is the last step of every text."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.length < 2:
+            raise ValueError(f"length is {self.length}; give 2 or more")
+        if self.vocabulary not in get_args(Vocabulary):
+            raise ValueError(f"vocabulary is {self.vocabulary!r}; allowed are {', '.join(get_args(Vocabulary))}")
+
+    @abstractmethod
+    def texts(self) -> Flat:
+        """Return all texts as tokens, or as bytes; among the notes of the former the "characters"."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens; of characters, as the files have them."""
+        if self.vocabulary == "bytes":
+            return ByteTokens.size(self.eos)
+        return len(SPECIALS) + len(self.texts().notes["characters"])
+
+    @property
+    def max_length(self) -> int:
+        """The most steps of a text."""
+        return self.length
+
+    def token_name(self, token: int) -> str:
+        """Return the character, the byte or the name of the mark."""
+        if self.vocabulary == "bytes":
+            return ByteTokens.name(token)
+        if token < len(SPECIALS):
+            return SPECIALS[token]
+        return shown(self.texts().notes["characters"][token - len(SPECIALS)])
+
+    def cut(self, chosen: Integers) -> tuple[Tensor, Tensor]:
+        """Return texts as the settings cut and end them, (B, T) tokens, and their mask: see `cut_rows`."""
+        texts, as_bytes = self.texts(), self.vocabulary == "bytes"
+        end = (ByteTokens.END if as_bytes else END) if self.eos else None
+        shift = ByteTokens.SHIFT if as_bytes else 0
+        return cut_rows(texts.data, texts.offsets, chosen, length=self.length, shift=shift, end=end)
 
 
 def shown(character: str) -> str:

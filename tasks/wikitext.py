@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +17,14 @@ from specreg.tasks.archives import Limits, members
 from specreg.tasks.files import (
     ENVIRONMENT_VARIABLE,
     DataFormatError,
+    Download,
     Flat,
     MissingDataError,
     cached,
-    data_directory,
     digest,
     digests,
 )
-from specreg.tasks.task import UNSCORED, Batch, SpectralNeed, Split, Task
+from specreg.tasks.task import UNSCORED, Batch, FileTask, SpectralNeed, Split
 from specreg.tasks.texts import length_class, shown
 from specreg.tasks.token_readers import Bytes, Pieces, Words, read_text
 
@@ -36,12 +36,18 @@ Level = Literal["words", "bytes", "tokenizer"]
 _READER = 1  # to be raised when what is read from the same files changes
 _FILES = ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
 _PLACES: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+# the authors' own address, since the first one is gone; the digests are those published of the archives there
+_DOWNLOADS = {
+    "wikitext-2": "92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c",
+    "wikitext-103": "242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590",
+}
+_ADDRESS = "https://wikitext.smerity.com"
 _BLOCK = 1 << 20
 _LIMITS = Limits(members=100, member_bytes=1 << 30, total_bytes=2 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WikiText(Task):
+class WikiText(FileTask):
     """Language modelling on articles of Wikipedia: every position is answered with the next token.
 
     Probes prediction of natural language. The text of a split is one long sequence of tokens, cut in blocks of `length`
@@ -75,6 +81,7 @@ class WikiText(Task):
 
     probes: ClassVar[str] = "prediction of natural language"
     source: ClassVar[str] = "Merity et al. 2016, arXiv:1609.07843"
+    per_position: ClassVar[bool] = True
 
     corpus: Corpus = "wikitext-2"
     """Which of the two."""
@@ -84,8 +91,6 @@ class WikiText(Task):
     """Steps of a block T."""
     tokenizer: Path | None = None
     """A JSON file of the library `tokenizers`, for that level."""
-    data: Path | None = None
-    """The directory of the data files; None: see the class."""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -100,24 +105,18 @@ class WikiText(Task):
                 f"level is {self.level!r} and tokenizer {self.tokenizer}; level 'tokenizer' needs the path of a JSON "
                 "file of the library tokenizers, and the other levels take none"
             )
-        for name in ("data", "tokenizer"):
-            if getattr(self, name) is not None:  # a configuration file gives a string
-                object.__setattr__(self, name, Path(getattr(self, name)).expanduser().absolute())
+        if self.tokenizer is not None:  # a configuration file gives a string
+            object.__setattr__(self, "tokenizer", Path(self.tokenizer).expanduser().absolute())
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return blocks of 128 bytes."""
-        return cls(level="bytes", length=128)
+        """Return blocks of 128 bytes, and the first 200 of validation."""
+        return cls(level="bytes", length=128, validation_examples=200)
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens, as the files or the tokenizer have them."""
         return 256 if self.level == "bytes" else len(self._text().notes["vocabulary"])
-
-    @property
-    def channels(self) -> int:
-        """Inputs are tokens: 0."""
-        return 0
 
     @property
     def num_classes(self) -> int:
@@ -128,11 +127,6 @@ class WikiText(Task):
     def max_length(self) -> int:
         """The steps of a block."""
         return self.length
-
-    @property
-    def per_position(self) -> bool:
-        """A target a position: True."""
-        return True
 
     @property
     def chance(self) -> float:
@@ -156,8 +150,7 @@ class WikiText(Task):
 
     def extrapolations(self) -> Mapping[str, Self]:
         """Return blocks of twice and four times the length."""
-        settings = {key: getattr(self, key) for key in ("seed", "corpus", "level", "tokenizer", "data")}
-        return {f"length {n}": type(self)(length=n, **settings) for n in (2 * self.length, 4 * self.length)}
+        return {f"length {n}": replace(self, length=n) for n in (2 * self.length, 4 * self.length)}
 
     def slices(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return how many tokens of the block are known at each position, as the power of two not exceeded."""
@@ -173,8 +166,13 @@ class WikiText(Task):
 
     def data_files(self) -> tuple[Path, ...]:
         """Return the files that are read; `digests` in `specreg.tasks.files` names their content."""
-        texts = _sources(data_directory(self.data), self.corpus)
+        texts = _sources(self.directory, self.corpus)
         return texts if self.tokenizer is None else (*texts, self.tokenizer)
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Return the official archive of the corpus."""
+        archive = f"{self.corpus}-v1.zip"
+        return (Download(f"{_ADDRESS}/{archive}", archive, _DOWNLOADS[self.corpus], 250 << 20),)
 
     def token_count(self, split: Split) -> int:
         """Return the number of tokens of a split."""
@@ -194,7 +192,7 @@ class WikiText(Task):
         """Return the mean loss, in nats a token, in bits for each byte of the split's text."""
         return loss / math.log(2) * self.token_count(split) / self.byte_count(split)
 
-    def size(self, split: Split) -> int:
+    def whole(self, split: Split) -> int:
         """Return the number of blocks in a split."""
         return -(-(self.token_count(split) - 1) // self.length)
 
@@ -211,7 +209,7 @@ class WikiText(Task):
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask.copy()))
 
     def _text(self) -> Flat:
-        return _load(data_directory(self.data), self.corpus, self.level, self.tokenizer)
+        return _load(self.directory, self.corpus, self.level, self.tokenizer)
 
 
 @lru_cache(maxsize=4)

@@ -295,9 +295,9 @@ def eligible(matrix: Array, values: Array, right: Array, left: Array) -> NDArray
     return result
 
 
-def worst_error(matrix: Array) -> tuple[float, int]:
+def worst_error(matrix: Array, exact: tuple[Fixed, Fixed, Fixed] | None = None) -> tuple[float, int]:
     """The largest error of a gradient of Re λ or Im λ in κ²·eps, over eligible eigenvalues, and their number."""
-    exact = exact_pairs(matrix)
+    exact = exact or exact_pairs(matrix)
     values, right, left = (part.to_float() for part in exact)
     leaf = torch.tensor(matrix, requires_grad=True)
     ours = eigenvalues(leaf)
@@ -345,6 +345,47 @@ def test_rounded_products_of_single_precision(dtype: type) -> None:
             assert worst_error(FAMILIES[name](12, np.random.default_rng(1)).astype(dtype))[0] <= 10
     finally:
         setting.fp32_precision = before
+
+
+def hidden_triangular(size: int, seed: int) -> tuple[Array, tuple[Fixed, Fixed, Fixed]]:
+    """H T Hᵀ, T upper triangular and H orthogonal, all without rounding, and its Λ, V and W = V⁻¹, by substitution.
+
+    T holds multiples of 2⁻¹², H is a product of five I − 2uuᵀ/uᵀu, u of sixteen ±1: each adds 6 binary digits.
+    """
+    rng = np.random.default_rng(seed)
+    triangle = np.triu(np.round(rng.standard_normal((size, size)) * 2**12) / 2**12, 1)
+    triangle += np.diag(rng.choice(np.arange(-(2**13), 2**13), size, replace=False) / 2**12)
+    matrix, turn = triangle, np.eye(size)
+    for _ in range(5):
+        vector = np.zeros(size)
+        vector[rng.permutation(size)[:16]] = rng.choice([-1.0, 1.0], 16)
+        reflection = np.eye(size) - np.outer(vector, vector) / 8
+        matrix, turn = reflection @ matrix @ reflection, reflection @ turn
+    exact = Fixed.of(triangle).real
+    values = exact.diagonal()
+    right, left = (Fixed.of(np.eye(size)).real for _ in range(2))
+    for step in range(1, size):  # x_i = −Σ_{j>i} t_ij x_j/(t_ii − λ), a diagonal at a time; w likewise
+        for i in range(size - step):
+            j = i + step
+            right[i, j] = (exact[i, i + 1 : j + 1] @ right[i + 1 : j + 1, j]) // (values[j] - values[i])
+            left[i, j] = (left[i, i:j] @ exact[i:j, j]) // (values[i] - values[j])
+    vectors = [Fixed(part, np.zeros_like(part)) for part in (right, left)]
+    return matrix, (
+        Fixed(values, np.zeros_like(values)),
+        Fixed.of(turn) @ vectors[0],
+        vectors[1] @ Fixed.of(turn.T),
+    )
+
+
+@pytest.mark.parametrize("seed", range(30) if FULL else [3, 25])
+def test_neighbours_that_cannot_be_told_apart(seed: int) -> None:
+    """Eigenvalues with room around them among others with κ of 1e13, which float64 mixes into their vectors."""
+    matrix, exact = hidden_triangular(64, seed)
+    values, right, _ = exact
+    shifted = Fixed(right.real * values.real >> Fixed.PLACES, right.imag)
+    assert np.abs((Fixed.of(matrix) @ right - shifted).to_float()).max() <= 1e-60
+    worst, checked = worst_error(matrix, exact)
+    assert worst <= 10 and checked >= 10
 
 
 def test_integer_arithmetic_agrees_with_mpmath() -> None:

@@ -47,7 +47,7 @@ def pulled(pairs: Pairs, matrix: Tensor, cotangent: Tensor, clusters: Tensor | N
 
 
 def test_plan_fits_and_source_is_packaged() -> None:
-    assert source().count('extern "C" __global__') == 3
+    assert source().count('extern "C" __global__') == 2
     for limit in (48 << 10, 99 << 10, 227 << 10):
         for double in (False, True):
             for size in range(1, 257):

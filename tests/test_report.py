@@ -52,7 +52,7 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a study that trained four trials, its best one tested."""
-    from specreg.studies.training import test
+    from specreg.studies.evaluation import test
 
     folder = tmp_path_factory.mktemp("trained")
     list(run_study(load_study(str(STUDIES / "reported.py")), folder, budget=4, workers=2))

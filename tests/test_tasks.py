@@ -412,7 +412,6 @@ def folder() -> Iterator[Path]:
     """A directory that goes, and the images read from it, when the test ends: they are large."""
     with TemporaryDirectory() as name:
         yield Path(name)
-    cifar10_gray._members.cache_clear()
     cifar10_gray._load.cache_clear()
 
 

@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +25,12 @@ from specreg.tasks.parity import Parity
 from specreg.tasks.solve_equation import SolveEquation
 from specreg.tasks.strings import bits, follow, share, symbols
 from specreg.tasks.task import Task
-from specreg.testing.tasks import BatchLike
+from specreg.testing.examples import SPLITS, real_tokens
 
-SPLITS = ("train", "validation", "test")
 TASKS = (
     *(CumulativeParity, CycleNavigation, EvenPairs, GroupWords, Majority, MissingDuplicate),
     *(ModularArithmetic, ModularArithmeticBrackets, Parity, SolveEquation),
 )
-
-
-def real_tokens(batch: BatchLike) -> Iterator[list[int]]:
-    """Yield each example's tokens without padding."""
-    for row, tokens in enumerate(batch.inputs.tolist()):
-        yield tokens if batch.mask is None else tokens[: int(batch.mask[row].sum())]
 
 
 def contents(task: Task, split: str, count: int) -> set[tuple[int, ...]]:

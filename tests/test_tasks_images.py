@@ -34,7 +34,7 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 def forget() -> Iterator[None]:
     """Let go of the images that were read: they are large."""
     yield
-    for read in (mnist._load, cifar10._load, cifar10._members, cifar10_gray._load, cifar10_gray._members):
+    for read in (mnist._load, cifar10._load, cifar10_gray._load):
         read.cache_clear()
 
 

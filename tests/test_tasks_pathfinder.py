@@ -400,6 +400,15 @@ class TestCache:
         (path,) = set(user_cache.rglob("*")) - before
         return path
 
+    def test_looking_at_held_out_images_leaves_no_file(self, user_cache: Path) -> None:
+        before = set(user_cache.rglob("*.records"))
+        task = self.task(31)
+        first = task.batch("validation", np.arange(10))
+        assert set(user_cache.rglob("*.records")) == before
+        task.train_batch(0, 4)
+        assert torch.equal(task.batch("validation", np.arange(10)).inputs, first.inputs)
+        assert len(set(user_cache.rglob("*.records")) - before) == 2
+
     def test_second_time_from_the_file(self, user_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.task(100).batch("train", [0])
         before = set(user_cache.rglob("*"))
@@ -416,6 +425,7 @@ class TestCache:
     @pytest.mark.parametrize("damage", ["truncated", "longer", "header", "record", "moved", "emptied"])
     def test_damaged_files_are_drawn_anew(self, user_cache: Path, damage: str) -> None:
         task = self.task(int.from_bytes(damage.encode()[:4]))
+        task.train_batch(0, 1)
         before = set(user_cache.rglob("*"))
         expected = task.batch("validation", np.arange(200))
         path = self.file(user_cache, before)
@@ -437,8 +447,9 @@ class TestCache:
     def test_no_folder_for_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_bytes(b"")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        batch = self.task(3).batch("test", [0, 1])
+        batch = self.task(3).batch("train", [0, 1])
         assert batch.targets.sum() == 1
+        assert torch.equal(self.task(3).batch("train", [0, 1]).inputs, batch.inputs)
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
     def test_nothing_is_left_where_a_file_cannot_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from specreg.spectrum import Spectrum
-from specreg.studies import checkpoints, training
+from specreg.studies import checkpoints, evaluation, training
 from specreg.studies.building import build_parts, build_terms, count_parameters, optimiser_groups
 from specreg.studies.configuration import Budget, ConfigurationError, Optimiser, Run
 from specreg.studies.recording import counted_values
@@ -184,9 +184,9 @@ def test_the_test_split_is_read_by_test_alone(tmp_path: Path, monkeypatch: pytes
     )
     finish(small(), tmp_path)
     assert set(seen) == {"validation"}
-    evaluation = training.test(tmp_path)
+    score = evaluation.test(tmp_path)
     assert seen[-1] == "test"
-    assert RunDirectory(tmp_path).summary("test") == {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
+    assert RunDirectory(tmp_path).summary("test") == {"accuracy": score.accuracy, "loss": score.loss}
 
 
 def test_spectral_parameters_have_their_own_group() -> None:

@@ -59,8 +59,16 @@ __device__ inline C root(C a) {
   return C{fabs(half), a.y < R(0) ? -r : r};
 }
 
+// 1/sqrt(s) of a normal number.
+__device__ inline double rough_inverse_root(double s) { return rsqrt(s); }
+__device__ inline float rough_inverse_root(float s) {
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(s));
+  return r;
+}
+
 __device__ inline R inverse_root(R s) {
-  R r = rsqrt(s);
+  R r = rough_inverse_root(s);
   return fma(R(0.5) * r, fma(-s * r, r, R(1)), r);
 }
 
@@ -97,6 +105,7 @@ __device__ R block_max(R s, R* scratch) {
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = s;
   __syncthreads();
   s = R(0);
+#pragma unroll 1
   for (int w = 0; w < blockDim.x / 32; ++w) s = fmax(s, scratch[w]);
   return s;
 }
@@ -107,6 +116,7 @@ __device__ R block_sum(R s, R* scratch) {
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = s;
   __syncthreads();
   s = R(0);
+#pragma unroll 1
   for (int w = 0; w < blockDim.x / 32; ++w) s += scratch[w];
   return s;
 }

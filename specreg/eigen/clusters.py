@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
+from specreg.eigen.inverse_iteration import nearest_pairs
 from specreg.eigen.precise import residual
 
 Matrix = NDArray[np.float64] | NDArray[np.complex128]
@@ -24,6 +25,10 @@ Index = NDArray[np.int64]
 
 RESOLUTION = 8.0  # eigenvalues within this · eps · ‖B‖_F · κ of one another are one cluster
 MOST_CORRECTIONS = 30  # each at least halves the last, mostly it leaves a thousandth
+STALLED = 1e-8  # relative change of a vector above which the last correction was none
+HARDLY = 1.25  # times the limit of κ·eps, up to which κ may be too large by what its neighbours do to it
+ALIKE = 16.0  # the values of one Jordan block, split by rounding, have κ within this of one another
+LARGEST_RESOLVED = 128  # rows up to which eigenvalues are told apart in more than double precision
 LARGEST_CHUNK = 2**21  # entries of triangular systems solved at once
 
 
@@ -34,7 +39,7 @@ class Clustered:
     values: Complex  # (n,), of a real matrix conjugates side by side, the one above the real axis first
     right: Matrix  # (n, n), columns: unit eigenvectors, or an orthonormal basis of a cluster's invariant subspace
     left: Matrix  # (n, n), columns y with yᴴ A = λ yᴴ (or a basis of the left subspace), YᴴX = I within each cluster
-    condition: Real  # (n,), κ of each eigenvalue as if alone, at most 1/eps
+    condition: Real  # (n,), κ at most 1/eps: ‖P_C‖₂ if semisimple, else of each eigenvalue as if alone
     clusters: Index  # (n,), index of the cluster's first member
 
 
@@ -73,20 +78,31 @@ def clustered(matrix: Matrix, eps: float) -> Clustered:
     schur = _schur(matrix)
     if schur is None:
         return _one_cluster(matrix)
-    values = schur.values.copy()
-    lower = schur.lower
+    values, lower = schur.values.copy(), schur.lower
     vectors = _triangular_vectors(schur.triangle)
     alone = 1 / np.maximum(np.abs(np.sum(vectors[1].conj() * vectors[0], 0)), eps)
     alone[lower] = alone[np.flatnonzero(lower) - 1]
-    clusters = joined(values, alone, float(np.linalg.norm(schur.matrix)), eps)
-    single = np.bincount(clusters, minlength=len(values))[clusters] == 1
+    norm = float(np.linalg.norm(schur.matrix))
+    unit = RESOLUTION * eps * norm
+    clusters = joined(values, alone, norm, eps)
+    single = _is_single(clusters)
     right, left = (schur.basis @ part for part in vectors)
     condition = _condition(schur.right(right), schur.left(left))
-    if single.any():
-        _refine(schur, values, right, left, np.flatnonzero(single & ~lower))
+    stalled = _refine(schur, values, right, left, np.flatnonzero(single & ~lower))
+    refined = single.copy()
+    refined[stalled] = False
+    doubtful = _contested(values, clusters, alone, unit) | (single & ~refined)
+    if doubtful.any() and len(values) <= LARGEST_RESOLVED:
+        found, apart = _told_apart(schur, values, right, left, alone, doubtful & ~lower, unit)
+        refined |= found
+        clusters = joined(values, alone, norm, eps, apart)
+        single = _is_single(clusters)
+        _refine(schur, values, right, left, np.flatnonzero(single & ~refined & ~lower))
     for first in np.unique(clusters[~single & ~lower]):
         members = np.flatnonzero(clusters == first)
-        right[:, members], left[:, members] = _subspaces(schur, members)
+        right[:, members], left[:, members] = x, y = _subspaces(schur, members)
+        if is_semisimple(schur.matrix, x, y, unit):
+            condition[members] = projector_norm(schur.right(x), schur.left(y))
     right, left = schur.right(right), schur.left(left)
     _normalise(right, left, single)
     condition[single] = np.linalg.norm(left[:, single], axis=0)
@@ -94,6 +110,61 @@ def clustered(matrix: Matrix, eps: float) -> Clustered:
     if schur.real is None:
         return Clustered(values, right, left, condition, clusters)
     return _real_form(Clustered(values, right, left, condition, clusters), np.flatnonzero(lower))
+
+
+def _is_single(clusters: Index) -> NDArray[np.bool_]:
+    return np.asarray(np.bincount(clusters, minlength=len(clusters))[clusters] == 1)
+
+
+def _contested(values: Complex, clusters: Index, condition: Real, unit: float) -> NDArray[np.bool_]:
+    """Members of clusters whose κ differ as those of no single Jordan block, or that are hardly near enough to be in.
+
+    An eigenvalue is off by κ·eps‖B‖, and where that reaches a neighbour, so are κ and place of the neighbour: they may
+    only look near. A cluster of all, whose κ spread most by themselves, goes by the second rule alone.
+    """
+    least, most = np.full(len(clusters), np.inf), np.zeros(len(clusters))
+    np.minimum.at(least, clusters, condition)
+    np.maximum.at(most, clusters, condition)
+    unlike = (most > ALIKE * least)[clusters] & (clusters != 0).any()
+    return np.asarray((unlike | (unit * condition <= HARDLY * _gaps(values))) & ~_is_single(clusters))
+
+
+def _gaps(values: Complex) -> Real:
+    distance = np.abs(values[:, None] - values[None, :])
+    np.fill_diagonal(distance, np.inf)
+    return np.asarray(distance.min(1))
+
+
+def _told_apart(
+    schur: _Schur,
+    values: Complex,
+    right: Complex,
+    left: Complex,
+    condition: Real,
+    doubtful: NDArray[np.bool_],
+    unit: float,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Put the pairs that inverse iteration finds from `doubtful` ones in their place; which these are, and which stand
+    further apart than κ times `unit`, which is 8 eps ‖B‖_F, from all values that are where an eigenvalue is.
+
+    Values not further apart than `unit` stay: of a Jordan block in plain sight no more is to be known.
+    """
+    gap = _gaps(values)
+    chosen, result = np.flatnonzero(doubtful & (gap > unit)), np.zeros(len(values), dtype=bool)
+    if not len(chosen):
+        return result, result
+    found = nearest_pairs(schur.matrix, values[chosen], gap[chosen] / 2)  # so far no two can come to the same
+    kept = chosen[found.settled]
+    right[:, kept], left[:, kept] = found.right[:, found.settled], found.left[:, found.settled]
+    values[kept], condition[kept] = found.values[found.settled], np.linalg.norm(left[:, kept], axis=0)
+    second = np.flatnonzero(schur.lower)
+    values[second], condition[second] = values[second - 1].conj(), condition[second - 1]
+    result[kept], lost = True, np.isin(np.arange(len(values)), chosen[~found.settled])
+    result[second], lost[second] = result[second - 1], lost[second - 1]
+    distance = np.abs(values[:, None] - values[None, :])
+    np.fill_diagonal(distance, np.inf)
+    distance[:, lost] = np.inf
+    return result, result & (unit * condition < distance.min(1))
 
 
 def _real_form(found: Clustered, second: Index) -> Clustered:
@@ -115,17 +186,21 @@ def _real_form(found: Clustered, second: Index) -> Clustered:
     return Clustered(values, right, left, condition, clusters)
 
 
-def joined(values: Complex, condition: Real, norm: float, eps: float) -> Index:
+def joined(values: Complex, condition: Real, norm: float, eps: float, apart: NDArray[np.bool_] | None = None) -> Index:
     """Cluster of each eigenvalue: those within 8 eps ‖B‖_F min(κ_i, κ_j) of one another, and what these chain together.
 
     The smaller κ counts: the larger would let one ill-conditioned eigenvalue swallow its well-conditioned neighbours.
     Where values coincide κ cannot be measured; a Jordan block of their number m, rounded, has eps^(1/m − 1)/m.
+    What is known to stand `apart` is joined to nothing.
     """
     distance = np.abs(values[:, None] - values[None, :])
     together = (distance <= RESOLUTION * eps * norm).sum(1)
     limit = np.where(together > 1, eps ** (1 / together - 1) / together, np.inf)
     capped = np.where(condition >= 0.01 / eps, np.minimum(condition, limit), condition)
     near = distance <= RESOLUTION * eps * norm * np.maximum(np.minimum(capped[:, None], capped[None, :]), 1)
+    if apart is not None:
+        near[apart], near[:, apart] = False, False
+        np.fill_diagonal(near, True)
     labels = np.arange(len(values))
     while True:
         smallest = np.where(near, labels[None, :], len(values)).min(1)
@@ -161,10 +236,8 @@ def _complex_schur(triangle: Real, basis: Real, second: Index) -> tuple[Complex,
     """The complex form from the real one, whose 2×2 blocks LAPACK leaves as [[a, b], [c, a]] with bc < 0."""
     first = second - 1
     turn = np.eye(len(triangle), dtype=np.complex128)
-    above, imag = (
-        triangle[first, second],
-        np.sqrt(np.abs(triangle[first, second])) * np.sqrt(np.abs(triangle[second, first])),
-    )
+    above = triangle[first, second]
+    imag = np.sqrt(np.abs(above)) * np.sqrt(np.abs(triangle[second, first]))
     length = np.hypot(above, imag)
     turn[first, first], turn[second, first] = above / length, 1j * imag / length
     turn[first, second], turn[second, second] = 1j * imag / length, above / length
@@ -231,6 +304,22 @@ def _subspaces(schur: _Schur, members: Index) -> tuple[Complex, Complex]:
     return basis[:, :size], basis[:, :size] + basis[:, size:] @ (solution / factor).conj().T
 
 
+def is_semisimple(matrix: Matrix, right: Matrix, left: Matrix, unit: float) -> bool:
+    """Whether the matrix is a multiple of I on a cluster's subspace, up to perturbations of norm `unit`.
+
+    X orthonormal, YᴴX = I: a perturbation of A by E changes YᴴAX by YᴴEX, at most ‖Y‖₂‖E‖.
+    """
+    inner = left.conj().T @ matrix @ right
+    departure = np.linalg.norm(inner - np.trace(inner) / len(inner) * np.eye(len(inner)))
+    return bool(departure <= unit * np.linalg.norm(left, 2))
+
+
+def projector_norm(right: Matrix, left: Matrix) -> float:
+    """‖XYᴴ‖₂, the condition number of a semisimple eigenvalue, whatever the bases (Chatelin 1993, ch. 4)."""
+    x, y = (np.asarray(np.linalg.qr(basis, mode="r")) for basis in (right, left))
+    return float(np.linalg.norm(x @ y.conj().T, 2))
+
+
 def _closed(lower: NDArray[np.bool_], members: Index) -> bool:
     """Whether a cluster holds the conjugates of its members."""
     upper = np.append(lower[1:], False)
@@ -247,17 +336,19 @@ def _one_cluster(matrix: Matrix) -> Clustered:
     return Clustered(mean, eye, eye, np.full(n, 1 / np.finfo(np.float64).eps), np.zeros(n, dtype=np.int64))
 
 
-def _refine(schur: _Schur, values: Complex, right: Complex, left: Complex, kept: Index) -> None:
-    """Bring the single eigenvalues `kept` and their vectors to working accuracy, in place.
+def _refine(schur: _Schur, values: Complex, right: Complex, left: Complex, kept: Index) -> Index:
+    """Bring the single eigenvalues `kept` and their vectors to working accuracy, in place; which of them it failed for.
 
     Residuals in twice the precision, corrections by substitution in T − λ_i I with row and column i struck out, which
     leaves the vector's own direction alone. Near neighbours make the system ill-conditioned but not the correction:
     as T itself is off by rounding, each brings a vector nearer by a factor of about gap/(eps ‖B‖ κ), κ the neighbour's.
     """
+    if not len(kept):
+        return kept
     matrix = torch.from_numpy(schur.matrix).contiguous()
     adjoint = matrix.mH.resolve_conj()
     eps = np.finfo(np.float64).eps
-    before = np.full(len(kept), np.inf)
+    before, stalled = np.full(len(kept), np.inf), [kept[:0]]
     for _ in range(MOST_CORRECTIONS):
         x, y = _unit(right[:, kept]), left[:, kept]
         y = y / np.sum(y * x.conj(), 0)
@@ -271,9 +362,11 @@ def _refine(schur: _Schur, values: Complex, right: Complex, left: Complex, kept:
         right[:, kept], left[:, kept] = x + update * dx, y + update * dy
         values[kept] += update * shift
         unfinished = better & (moved > eps)
+        stalled.append(kept[~(moved <= np.minimum(np.linalg.norm(y, axis=0) * eps, STALLED)) & ~unfinished])
         kept, before = kept[unfinished], moved[unfinished]
         if not len(kept):
             break
+    return np.concatenate((*stalled, kept))
 
 
 def _unit(vectors: Complex) -> Complex:

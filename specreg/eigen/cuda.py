@@ -2,7 +2,7 @@
 
 One thread block a matrix: Hessenberg reduction, complex QR iteration, eigenvectors of the triangle by substitution,
 then Newton steps on both sides with residuals in twice the precision, all in CUDA C beside this module. The host runs
-ahead of the device: it waits for no more than the check of the entries until somebody asks what is flagged.
+ahead of the device: it waits for no more than that all entries are read until somebody asks what is flagged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from specreg.eigen.driver import Module, is_available, reports, shared_memory
+from specreg.eigen.driver import Kernel, Module, is_available, reports, shared_memory
 from specreg.eigen.pairs import SEPARATION, Pairs, check_finite, put
 
 LARGEST_SIZE = 256
@@ -24,6 +24,7 @@ STEPS = 5  # most Newton steps
 WORKSPACE_BYTES = 1 << 30  # a batch that needs more is taken in parts
 GRADIENT_ROWS = 16  # rows of a gradient that one block takes
 DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+NOT_FINITE, FLAGGED, ALL_READ, ALL_DONE = range(4)  # what a launch reports, in the order of `Report` in eigenpairs.cu
 _lock = threading.Lock()
 
 
@@ -50,7 +51,7 @@ class Plan:
     @property
     def workspaces(self) -> int:
         """Matrices in device memory of the kernel's own, for each of the batch."""
-        return 1 if self.small else 5
+        return 0 if self.small else 5
 
     def shared_bytes(self, size: int) -> int:
         """Dynamic shared memory of a block, as `eigenpairs.cu` lays it out."""
@@ -99,33 +100,87 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """Those for matrices of one size, kind and device, with how they are launched."""
+
+    plan: Plan
+    size: int
+    complex: bool
+    threads: int
+    shared: int
+    dtype: torch.dtype  # of values and vectors
+    real: torch.dtype  # of condition numbers
+    eigenpairs: Kernel
+    gradient: Kernel
+
+    @staticmethod
+    @cache
+    def of(size: int, dtype: torch.dtype, device: int) -> Kernels:
+        """Compiled when first asked for, which takes seconds."""
+        double = dtype in (torch.float64, torch.complex128)
+        plan = Plan.of(size, double, shared_memory(device))
+        module = _module(device, plan)
+        layouts = f"Pii3{'d' if double else 'f'}8Piq", "PiiPPPPPPiP"
+        kernels = (module.kernel(*each) for each in zip(("eigenpairs", "gradient"), layouts, strict=True))
+        types = (torch.complex128, torch.float64) if double else (torch.complex64, torch.float32)
+        return Kernels(plan, size, dtype.is_complex, 64 * -(-size // 32), plan.shared_bytes(size), *types, *kernels)
+
+    @staticmethod
+    def for_matrix(matrix: Tensor) -> Kernels:
+        """Those for ``(*batch, n, n)``."""
+        return Kernels.of(matrix.shape[-1], matrix.dtype, matrix.device.index)
+
+
+@dataclass(frozen=True)
 class Launched:
     """Eigenpairs that the device may still be at work on."""
 
-    matrix: Tensor  # (b, n, n)
-    pairs: Pairs  # without `clusters`, on the device, valid in its order
+    matrix: Tensor  # (*batch, n, n), contiguous
+    vectors: Tensor  # (2, b, n, n), right and left
+    reals: Tensor  # (b n + b,), condition numbers, and 1 for each matrix that is flagged
     number: int
-    ended: torch.cuda.Event
 
     def any_flagged(self) -> bool:
         """Whether the vectors of some matrix are not valid; waits for the device."""
-        self.ended.synchronize()
-        found = reports().has(self.number)
-        return bool(self.pairs.flagged.any()) if found is None else found
+        if not self._count:
+            return False
+        told = reports(self.matrix.device.index)
+        told.wait(self.number, ALL_DONE)
+        found = told.has(self.number, FLAGGED)
+        return bool(self.reals[self._count :].any()) if found is None else found
 
-    def finished(self) -> Pairs:
+    def pairs(self, values: Tensor) -> Pairs:
+        """What was found, without `clusters`, the batch in one dimension; `values` as they came with this."""
+        size, count = self.matrix.shape[-1], self._count
+        condition, flagged = self.reals[:count].view(-1, size), self.reals[count:] != 0
+        right, left = self.vectors.unbind()
+        return Pairs(values.reshape(-1, size), right, left, condition, flagged)
+
+    def finished(self, values: Tensor) -> Pairs:
         """The pairs, flagged matrices in single precision tried again; with `clusters` if none is left flagged."""
+        pairs = self.pairs(values)
         if not self.any_flagged():
-            return replace(self.pairs, clusters=_own_clusters(self.pairs))
+            return replace(pairs, clusters=_own_clusters(pairs))
         if self.matrix.dtype not in DOUBLE:
-            return self.pairs
-        again = self._in_double()
+            return pairs
+        again = self._in_double(pairs)
         return again if bool(again.flagged.any()) else replace(again, clusters=_own_clusters(again))
 
-    def _in_double(self) -> Pairs:
-        index = self.pairs.flagged.nonzero()[:, 0]
-        wide = self.matrix[index].to(DOUBLE[self.matrix.dtype])
-        return put(self.pairs, index, _started(wide, Limits.of(self.matrix.dtype), reports().number()))
+    def gradient(self, cotangent: Tensor, values: Tensor) -> Tensor:
+        """As `gradient`, each eigenvalue its own; not valid for matrices that are flagged."""
+        left = self.vectors.data_ptr() + self.vectors[0].nbytes
+        addresses = (values.data_ptr(), self.vectors.data_ptr(), left, self.reals.data_ptr())
+        return _started_gradient(cotangent.to(values), self.matrix, *addresses, 0, 1)
+
+    @property
+    def _count(self) -> int:
+        return self.matrix.numel() // self.matrix.shape[-1]
+
+    def _in_double(self, pairs: Pairs) -> Pairs:
+        index = pairs.flagged.nonzero()[:, 0]
+        flat = self.matrix.reshape(-1, *self.matrix.shape[-2:])
+        values, launched = _started(flat[index].to(DOUBLE[flat.dtype]), Limits.of(flat.dtype))
+        return put(pairs, index, launched.pairs(values))
 
 
 def eigenpairs(matrix: Tensor) -> Pairs:
@@ -141,36 +196,23 @@ def eigenpairs(matrix: Tensor) -> Pairs:
 
     Raises `ValueError` for an entry that is NaN or infinite, with the index of the batch element.
     """
-    return launch(matrix).finished()
+    values, launched = launch(matrix)
+    return launched.finished(values)
 
 
-def launch(matrix: Tensor) -> Launched:
-    """Start on the eigenpairs of ``(*batch, n, n)``, n ≤ 256, on CUDA, once the check of the entries is through.
+def launch(matrix: Tensor) -> tuple[Tensor, Launched]:
+    """Eigenvalues ``(*batch, n)`` of ``(*batch, n, n)``, n ≤ 256, on CUDA, and what else the device is at work on.
 
-    Raises `ValueError` for an entry that is NaN or infinite, with the index of the batch element.
+    Returns once all entries are read. Raises `ValueError` for one that is NaN or infinite, with the index of the batch
+    element.
     """
-    given, size = matrix, matrix.shape[-1]
-    matrix = _plain(matrix.detach()).reshape(-1, size, size)
-    found = reports().number()
-    if len(matrix):
-        entries = size * size * (1 + matrix.is_complex())
-        arguments = (matrix, entries, reports().address(found), found)
-        _module(matrix.device.index, _plan(matrix)).launch("not_finite", (len(matrix), 1), 128, 0, "PiPi", *arguments)
-    checked = _event()
-    number = reports().number()
-    pairs = _started(matrix, Limits.of(matrix.dtype), number)
-    ended = _event()
-    checked.synchronize()
-    if reports().has(found) is not False:
-        check_finite(given)
-    return Launched(matrix, pairs, number, ended)
-
-
-def _event() -> torch.cuda.Event:
-    """Over when the device is done with all that it was given so far."""
-    event = torch.cuda.Event()
-    event.record()
-    return event
+    values, launched = _started(_plain(matrix.detach()), Limits.of(matrix.dtype))
+    if matrix.numel():
+        told = reports(matrix.device.index)
+        told.wait(launched.number, ALL_READ)
+        if told.has(launched.number, NOT_FINITE) is not False:
+            check_finite(matrix)
+    return values, launched
 
 
 def gradient(
@@ -189,20 +231,23 @@ def gradient(
     The linear part is left at its constant if `degree` is 0. The real part for a real matrix, in the matrix's shape and
     dtype. Not differentiable.
     """
-    size = matrix.shape[-1]
-    output = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
-    count = matrix.numel() // (size * size)
-    if not count:
-        return output
-    plan = _plan(matrix)
-    shape = (int(matrix.is_complex()), size)
     pairs = [_plain(each) for each in (values, right, left, condition)]
     groups = None if clusters is None else _plain(clusters.to(condition))
-    pulled = _plain(cotangent.to(values))
-    grid, shared = (count, -(-size // GRADIENT_ROWS)), (4 * size + 64) * (8 if plan.double else 4)
-    _module(matrix.device.index, plan).launch(
-        "gradient", grid, 128, shared, "PiiPPPPPPiP", _plain(matrix), *shape, *pairs, groups, pulled, degree, output
-    )
+    addresses = (*(each.data_ptr() for each in pairs), 0 if groups is None else groups.data_ptr())
+    return _started_gradient(cotangent.to(values), _plain(matrix), *addresses, degree)
+
+
+def _started_gradient(cotangent: Tensor, matrix: Tensor, *parts: int) -> Tensor:
+    """`parts`: addresses of values, right and left vectors, condition and clusters, and the degree."""
+    output = torch.empty_like(matrix)
+    kernels, size = Kernels.for_matrix(matrix), matrix.shape[-1]
+    count = matrix.numel() // (size * size)
+    *addresses, degree = parts
+    cotangent = _plain(cotangent)
+    if count:
+        grid, shared = (count, -(-size // GRADIENT_ROWS)), (4 * size + 64) * (8 if kernels.plan.double else 4)
+        given = (matrix.data_ptr(), kernels.complex, size, *addresses, cotangent.data_ptr(), degree, output.data_ptr())
+        kernels.gradient(grid, 128, shared, *given)
     return output
 
 
@@ -213,26 +258,39 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_conj().resolve_neg().contiguous()
 
 
-def _started(matrix: Tensor, limits: Limits, number: int) -> Pairs:
-    """Start the kernel, which leaves `number` in the reports if it flags a matrix."""
-    count, size = matrix.shape[:2]
-    plan = _plan(matrix)
-    dtype, device = torch.complex128 if plan.double else torch.complex64, matrix.device
-    values = torch.empty(count, size, dtype=dtype, device=device)
-    right, left = torch.empty(2, count, size, size, dtype=dtype, device=device).unbind()
-    condition = torch.empty(count, size, dtype=values.real.dtype, device=device)
-    flagged = torch.empty(count, dtype=torch.bool, device=device)
-    part = max(1, WORKSPACE_BYTES // (plan.workspaces * size * size * dtype.itemsize))
-    work = torch.empty(min(part, count), plan.workspaces, size, size, dtype=dtype, device=device)
-    real = "d" if plan.double else "f"
-    threads, shared = 64 * -(-size // 32), plan.shared_bytes(size)
-    tensors = (matrix, values, right, left, condition, flagged)
-    bounds = (limits.condition, limits.spread, limits.closest)
-    for start in range(0, count, part):
-        inputs, *outputs = tensors if part >= count else (each[start : start + part] for each in tensors)
-        given = (inputs, int(matrix.is_complex()), size, *bounds, work, *outputs, reports().address(number), number)
-        _module(device.index, plan).launch("eigenpairs", (len(inputs), 1), threads, shared, f"Pii3{real}7Pi", *given)
-    return Pairs(values, right, left, condition, flagged)
+def _started(matrix: Tensor, limits: Limits) -> tuple[Tensor, Launched]:
+    """Start the kernel on a contiguous matrix."""
+    kernels, told = Kernels.for_matrix(matrix), reports(matrix.device.index)
+    size, dtype, device = kernels.size, kernels.dtype, matrix.device
+    count = matrix.numel() // (size * size)
+    values = torch.empty(matrix.shape[:-1], dtype=dtype, device=device)
+    vectors = torch.empty((2, count, size, size), dtype=dtype, device=device)
+    reals = torch.empty(count * (size + 1), dtype=kernels.real, device=device)
+    each = kernels.plan.workspaces * size * size  # entries of the kernel's own for a matrix
+    part = min(count, max(1, WORKSPACE_BYTES // (each * dtype.itemsize))) if each else count
+    work = torch.empty(part * each, dtype=dtype, device=device) if each else vectors
+    launched = Launched(matrix, vectors, reals, told.number())
+    for start in range(0, count, max(part, 1)):
+        addresses = _addresses(matrix, values, vectors, reals, start)
+        given = (addresses[0], kernels.complex, size, limits.condition, limits.spread, limits.closest, work.data_ptr())
+        report = (*told.addresses(launched.number), count, launched.number)
+        grid = (min(part, count - start), 1)
+        kernels.eigenpairs(grid, kernels.threads, kernels.shared, *given, *addresses[1:], *report)
+    return values, launched
+
+
+def _addresses(matrix: Tensor, values: Tensor, vectors: Tensor, reals: Tensor, start: int) -> tuple[int, ...]:
+    """Of the matrix with this number, its values, right and left vectors, condition numbers and flag."""
+    size, count, number = matrix.shape[-1], vectors.shape[1], values.itemsize
+    right, condition = vectors.data_ptr() + start * size * size * number, reals.data_ptr()
+    return (
+        matrix.data_ptr() + start * size * size * matrix.itemsize,
+        values.data_ptr() + start * size * number,
+        right,
+        right + count * size * size * number,
+        condition + start * size * reals.itemsize,
+        condition + (count * size + start) * reals.itemsize,
+    )
 
 
 def _own_clusters(pairs: Pairs) -> Tensor:
@@ -244,26 +302,17 @@ def _range(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device)
 
 
-def _plan(matrix: Tensor) -> Plan:
-    return _planned(matrix.shape[-1], matrix.dtype in (torch.float64, torch.complex128), matrix.device.index)
-
-
-@cache
-def _planned(size: int, double: bool, device: int) -> Plan:
-    return Plan.of(min(size, LARGEST_SIZE), double, shared_memory(device))
-
-
 def source() -> str:
     """CUDA C of both kernels."""
     folder = files("specreg.eigen")
     return "\n".join(folder.joinpath(f"{part}.cu").read_text(encoding="utf-8") for part in SOURCES)
 
 
-@cache
-def _compiled(device: int, plan: Plan) -> Module:
-    return Module(source(), plan.options(), device)
-
-
 def _module(device: int, plan: Plan) -> Module:
     with _lock:  # compiled once, whichever thread comes first
         return _compiled(device, plan)
+
+
+@cache
+def _compiled(device: int, plan: Plan) -> Module:
+    return Module(source(), plan.options(), device)

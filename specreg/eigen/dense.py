@@ -7,7 +7,6 @@ by the cluster's mean.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
@@ -29,7 +28,9 @@ from specreg.eigen.pairs import (
     power_unscaled,
     resolved,
 )
-from specreg.eigen.refine import complex_vectors, partners
+from specreg.eigen.refine import RealForm, complex_vectors, partners
+
+DTYPES = frozenset((torch.float32, torch.float64, torch.complex64, torch.complex128))
 
 
 def eigenvalues(matrix: Tensor) -> Tensor:
@@ -74,8 +75,9 @@ def conditioned_eigenvalues(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def condition_numbers(matrix: Tensor) -> Tensor:
     """κ_i = ‖v_i‖‖y_i‖/|y_iᴴ v_i| ≥ 1 of each eigenvalue, real ``(*batch, n)``, detached, in their order.
 
-    κ_i is the Frobenius norm of the eigenvalue's own gradient. It is cut off at 1/eps, which stands for a defective
-    eigenvalue. Errors as `eigenvalues`.
+    κ_i is the Frobenius norm of the eigenvalue's own gradient. Of a semisimple eigenvalue that occurs several times it
+    is ‖P_C‖₂, P_C its spectral projector, so that it is 1 for every normal matrix. It is cut off at 1/eps, which stands
+    for a defective eigenvalue. Errors as `eigenvalues`.
     """
     matrix = checked(matrix).detach()
     return eigenpairs(matrix).condition
@@ -83,9 +85,10 @@ def condition_numbers(matrix: Tensor) -> Tensor:
 
 def checked(matrix: Tensor) -> Tensor:
     """The matrix, or an error if it is not square or of a dtype that no eigensolver takes."""
-    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] == 0:
-        raise ValueError(f"eigenvalues need square matrices (*batch, n, n), n ≥ 1, got shape {tuple(matrix.shape)}")
-    if matrix.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+    shape = matrix.shape
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(f"eigenvalues need square matrices (*batch, n, n), n ≥ 1, got shape {tuple(shape)}")
+    if matrix.dtype not in DTYPES:
         raise ValueError(
             f"eigenvalues need float32, float64, complex64 or complex128, got {matrix.dtype}: convert first"
         )
@@ -124,27 +127,25 @@ class _Launched(Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, kernel: ModuleType) -> Tensor:
-        launched = kernel.launch(matrix)
-        pairs = launched.pairs
-        values: Tensor = pairs.values.reshape(matrix.shape[:-1])
+        values: Tensor
+        values, launched = kernel.launch(matrix)
         if ctx.needs_input_grad[0]:
-            ctx.kernel, ctx.launched = kernel, replace(launched, pairs=replace(pairs, values=pairs.values.detach()))
-            ctx.save_for_backward(matrix, values)  # values too, so that a change in place is noticed
+            ctx.kernel, ctx.launched = kernel, launched
+            ctx.save_for_backward(matrix, values)
         return values
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        (matrix, _), pairs = ctx.saved_tensors, ctx.launched.pairs
+        (matrix, values), launched = ctx.saved_tensors, ctx.launched
         if torch.is_grad_enabled():  # for a derivative of the gradient
-            values = _Decomposition.apply(matrix, 1)[0]  # type: ignore[no-untyped-call]
-            order = matched(values, pairs.values.reshape(values.shape))
-            return torch.autograd.grad(values, matrix, cotangent.gather(-1, order), create_graph=True)[0], None
-        parts = (pairs.values, pairs.right, pairs.left, pairs.condition)
-        gradient = ctx.kernel.gradient(cotangent, matrix, *parts, clusters=None)
-        if not ctx.launched.any_flagged():
+            again = _Decomposition.apply(matrix, 1)[0]  # type: ignore[no-untyped-call]
+            order = matched(again, values.detach())
+            return torch.autograd.grad(again, matrix, cotangent.gather(-1, order), create_graph=True)[0], None
+        gradient = launched.gradient(cotangent, values)
+        if not launched.any_flagged():
             return gradient, None
-        pairs = resolved(ctx.launched.matrix, ctx.launched.finished())
-        order = matched(pairs.values, parts[0]).reshape(cotangent.shape)
+        pairs = resolved(launched.matrix.reshape(-1, *matrix.shape[-2:]), launched.finished(values))
+        order = matched(pairs.values, values.reshape(pairs.values.shape)).reshape(cotangent.shape)
         parts = (pairs.values, pairs.right, pairs.left, pairs.condition)
         return ctx.kernel.gradient(cotangent.gather(-1, order), matrix, *parts, pairs.clusters), None
 
@@ -200,7 +201,7 @@ class _Decomposition(Function):
             d_right, d_left = v @ change, -y @ change.mH
             if not right.is_complex():
                 d_right, d_left = _real_parts(values, d_right, 1), _real_parts(values, d_left, 2)
-            return d_values, d_right, d_left, None, None
+            return d_values, _laid_out(d_right, right), _laid_out(d_left, left), None, None
 
     @staticmethod
     def backward(
@@ -221,6 +222,11 @@ class _Decomposition(Function):
             full = full if matrix.is_complex() else full.real
             gradient = full if gradient is None else gradient + full
         return gradient, None
+
+
+def _laid_out(tangent: Tensor, vectors: Tensor) -> Tensor:
+    """The tangent in the layout of its vectors, as forward mode asks for: columns may be the contiguous ones."""
+    return tangent.contiguous() if vectors.is_contiguous() else tangent.mT.contiguous().mT
 
 
 def _real_parts(values: Tensor, vectors: Tensor, factor: int) -> Tensor:
@@ -254,10 +260,11 @@ def _gradient(
         given = (cotangent, matrix, values, right, left, condition, clusters, degree)
         return kernel.gradient(*given)  # type: ignore[no-any-return]
     if plain and matrix.device.type == "cpu":
-        solve, start = partial(_plain_gradient, degree=degree), matrix.dim() - 2
-        tensors = (matrix, cotangent, values, right, left, condition, clusters)
-        parts = in_pieces(solve, *(part.reshape(-1, *part.shape[start:]) for part in tensors))
-        return torch.cat(parts).reshape(matrix.shape)
+        solve, start = partial(_put_gradient, degree=degree), matrix.dim() - 2
+        result = torch.empty(matrix.shape, dtype=matrix.dtype)
+        tensors = (result, cotangent, matrix, values, right, left, condition, clusters)
+        in_pieces(solve, *(part.reshape(-1, *part.shape[start:]) for part in tensors), large=True)
+        return result
     scale = Scale.apply(matrix)  # type: ignore[no-untyped-call]
     constant, slope, negligible = LinearPart.apply(cotangent, matrix, scale, values, condition, clusters, degree)  # type: ignore[no-untyped-call]
     rest = Dropped.apply(cotangent - constant - slope * (values / scale[..., 0]).conj(), negligible)  # type: ignore[no-untyped-call]
@@ -270,28 +277,41 @@ def _is_plain(tensor: Tensor) -> bool:
     return not (functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor))
 
 
-def _plain_gradient(
-    matrix: Tensor,  # (b, n, n)
+def _put_gradient(
+    product: Tensor,  # (b, n, n)
     cotangent: Tensor,
+    matrix: Tensor,
     values: Tensor,
     right: Tensor,
     left: Tensor,
     condition: Tensor,
     clusters: Tensor,
     degree: int,
-) -> Tensor:
-    """`_gradient` where nothing is to be differentiated further: the linear part only where there is one."""
+) -> None:
+    """`_gradient` on the CPU, nothing to be differentiated further, into memory of its own: no c₀ I + c₁ Aᴴ where 0."""
     scale = matrix_scale(matrix)
     constant, slope, negligible = linear_part(cotangent, matrix, scale, values, condition, clusters, degree)
     rest = (cotangent - constant - slope * (values / scale[..., 0]).conj()).masked_fill_(negligible != 0, 0)
     if (clusters != torch.arange(matrix.shape[-1])).any():
         rest = cluster_mean(rest, clusters)
-    product = _product(rest, matrix, values, left, right)
+    in_pieces(_put_product, product, rest, values, left, right)
     fitted = ((constant != 0) | (slope != 0)).nonzero()[:, 0]
     if len(fitted):
         unit = matrix[fitted] / scale[fitted]
         product[fitted] = _plus_linear(product[fitted], constant[fitted], slope[fitted], unit)
-    return product
+
+
+def _put_product(product: Tensor, cotangent: Tensor, values: Tensor, left: Tensor, right: Tensor) -> None:
+    """`_product` of a batch ``(b, n, n)`` into memory of its own."""
+    if right.is_complex():
+        product.copy_(_product(cotangent, product, values, left, right))
+        return
+    form, rows = RealForm.of(values), right.mT.contiguous()
+    real, imag = torch.view_as_real(cotangent).mul(0.5).unbind(-1)
+    real = real + real.gather(-1, form.partner)
+    imag = imag - imag.gather(-1, form.partner)
+    turned = form.swapped(rows).mul_(imag[:, :, None]).addcmul_(rows, real[:, :, None])
+    torch.bmm(left, turned, out=product)
 
 
 def _plus_linear(product: Tensor, constant: Tensor, slope: Tensor, unit: Tensor) -> Tensor:

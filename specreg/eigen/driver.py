@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 MAX_SHARED_OPTIN = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-REPORTS = 4096
+REPORTS, WORDS, COUNTERS = 4096, 4, 2
+POLLS = 2000  # some tenths of a millisecond
 PARAMETER_END, PARAMETER_BUFFER, PARAMETER_SIZE = 0, 1, 2  # CU_LAUNCH_PARAM_…: the arguments in one block of memory
 
 
@@ -37,69 +39,80 @@ class Module:
         """Compile; raises `RuntimeError` with the compiler's log, or if a library is missing."""
         major, minor = torch.cuda.get_device_capability(device)
         image = compiled(source, [*options, f"--gpu-architecture=sm_{major}{minor}"])
-        self.device = device
-        self._driver = _driver()
-        self._handle = ctypes.c_void_p()
-        self._functions: dict[str, ctypes.c_void_p] = {}
+        self.device, self._handle = device, ctypes.c_void_p()
         with torch.cuda.device(device):
-            self._enter()
-            self._check(self._driver.cuModuleLoadData(ctypes.byref(self._handle), image))
+            _enter(device, ctypes.c_void_p())
+            _check(_driver().cuModuleLoadData(ctypes.byref(self._handle), image))
 
-    def launch(
-        self, name: str, grid: tuple[int, int], threads: int, shared: int, layout: str, *arguments: torch.Tensor | Any
-    ) -> None:
-        """Start kernel `name` on torch's current stream with `shared` bytes of dynamic shared memory.
+    def kernel(self, name: str, layout: str) -> Kernel:
+        """The kernel `name`; `layout` gives the types of its arguments as the `struct` module does, "P" a pointer."""
+        function = ctypes.c_void_p()
+        with torch.cuda.device(self.device):
+            _enter(self.device, ctypes.c_void_p())
+            _check(_driver().cuModuleGetFunction(ctypes.byref(function), self._handle, name.encode()))
+            _check(_driver().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared_memory(self.device)))
+        return Kernel(self, function, layout)
 
-        Arguments are numbers, tensors, which must be contiguous and on the device, or None for a null pointer; `layout`
-        gives their types as the `struct` module does, "P" a pointer, with the alignment of C, which is CUDA's too.
+
+class Kernel:
+    """A function on the device."""
+
+    def __init__(self, module: Module, function: ctypes.c_void_p, layout: str) -> None:
+        self._module, self._function = module, function  # the module holds the code
+        self._device, self._launch = module.device, _driver().cuLaunchKernel
+        self._pack = struct.Struct(layout).pack_into  # with the alignment of C, which is CUDA's too
+        self._arguments = _Arguments(struct.calcsize(layout))
+
+    def __call__(self, grid: tuple[int, int], threads: int, shared: int, *arguments: int | float) -> None:
+        """Start it on torch's current stream with `shared` bytes of dynamic shared memory.
+
+        Arguments are numbers and addresses on the device; 0 is the null pointer.
         """
-        values = (each.data_ptr() if isinstance(each, torch.Tensor) else each or 0 for each in arguments)
-        block = ctypes.create_string_buffer(struct.pack(layout, *values))
-        length = ctypes.c_size_t(struct.calcsize(layout))
-        extra = (ctypes.c_void_p * 5)(
-            PARAMETER_BUFFER, ctypes.addressof(block), PARAMETER_SIZE, ctypes.addressof(length), PARAMETER_END
-        )
-        if torch.cuda.current_device() == self.device:  # entering a device that is current costs as much as a launch
-            self._start(name, grid, threads, shared, extra)
+        given = self._arguments
+        self._pack(given.block, 0, *arguments)
+        if torch._C._cuda_getDevice() != self._device:  # entering a device that is current costs as much as a launch
+            with torch.cuda.device(self._device):
+                self._start(grid, threads, shared, given)
         else:
-            with torch.cuda.device(self.device):
-                self._start(name, grid, threads, shared, extra)
+            self._start(grid, threads, shared, given)
 
-    def _start(self, name: str, grid: tuple[int, int], threads: int, shared: int, extra: Any) -> None:
-        self._enter()
-        stream = torch._C._cuda_getCurrentRawStream(self.device)  # type: ignore[attr-defined,unused-ignore]
-        function = self._function(name)
-        self._check(self._driver.cuLaunchKernel(function, *grid, 1, threads, 1, 1, shared, stream, None, extra))
+    def _start(self, grid: tuple[int, int], threads: int, shared: int, given: _Arguments) -> None:
+        _enter(self._device, given.context)
+        stream = torch._C._cuda_getCurrentRawStream(self._device)  # type: ignore[attr-defined,unused-ignore]
+        _check(self._launch(self._function, *grid, 1, threads, 1, 1, shared, stream, None, given.extra))
 
-    def _function(self, name: str) -> ctypes.c_void_p:
-        if name not in self._functions:
-            function = ctypes.c_void_p()
-            self._check(self._driver.cuModuleGetFunction(ctypes.byref(function), self._handle, name.encode()))
-            limit = shared_memory(self.device)
-            self._check(self._driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, limit))
-            self._functions[name] = function
-        return self._functions[name]
 
-    def _enter(self) -> None:
-        """Make torch's context of the device current in this thread; threads of autograd may have none yet."""
-        current, wanted = ctypes.c_void_p(), _context(self.device)
-        self._check(self._driver.cuCtxGetCurrent(ctypes.byref(current)))
-        if current.value != wanted.value:
-            self._check(self._driver.cuCtxSetCurrent(wanted))
+class _Arguments(threading.local):
+    """Room for the arguments of a launch, each thread's own."""
 
-    def _check(self, code: int) -> None:
-        _check(self._driver, code)
+    def __init__(self, size: int) -> None:
+        self.block, self.length = ctypes.create_string_buffer(size), ctypes.c_size_t(size)
+        block, length = ctypes.addressof(self.block), ctypes.addressof(self.length)
+        self.extra = (ctypes.c_void_p * 5)(PARAMETER_BUFFER, block, PARAMETER_SIZE, length, PARAMETER_END)
+        self.context = ctypes.c_void_p()
+
+
+def _enter(device: int, current: ctypes.c_void_p) -> None:
+    """Make torch's context of the device current in this thread; threads of autograd may have none yet."""
+    driver, wanted = _driver(), _context(device)
+    _check(driver.cuCtxGetCurrent(ctypes.byref(current)))
+    if current.value != wanted.value:
+        _check(driver.cuCtxSetCurrent(wanted))
 
 
 class Reports:
-    """Words on the host in which a kernel leaves its launch's number if it has something to tell.
+    """What the kernels of one device tell the host: words of its memory in which they leave their launch's number.
 
     Nothing is copied, cleared or allocated for a launch. A word serves again after as many launches as there are words.
     """
 
-    def __init__(self) -> None:
-        words = torch.zeros(REPORTS, dtype=torch.int32, pin_memory=True)
-        self._address, self._words = words.data_ptr(), words.numpy()
+    def __init__(self, device: int) -> None:
+        words = torch.zeros(REPORTS * WORDS, dtype=torch.int64, pin_memory=True)
+        self._counters = torch.zeros(REPORTS, COUNTERS, dtype=torch.int32, device=f"cuda:{device}")
+        torch.cuda.synchronize(device)  # the counters are there, whatever the stream
+        self._device, self._address, self._counter = device, words.data_ptr(), self._counters.data_ptr()
+        self._words = (ctypes.c_int64 * words.numel()).from_address(words.data_ptr())
+        self._memory = words
         self._numbers, self._latest = itertools.count(1), 0
 
     def number(self) -> int:
@@ -107,30 +120,44 @@ class Reports:
         self._latest = next(self._numbers)
         return self._latest
 
-    def address(self, number: int) -> int:
-        """Of the word for this launch."""
-        return self._address + self._words.itemsize * (number % REPORTS)
+    def addresses(self, number: int) -> tuple[int, int]:
+        """Of the words on the host and of the counters on the device for this launch."""
+        row = number % REPORTS
+        return self._address + 8 * WORDS * row, self._counter + 4 * COUNTERS * row
 
-    def has(self, number: int) -> bool | None:
-        """Whether that launch, which is over, left its number; None if the word serves another by now."""
+    def wait(self, number: int, word: int) -> None:
+        """Until that launch, or one after it, has left its number in this word.
+
+        Raises `RuntimeError` if the device fails, and while a CUDA graph is captured, when nothing is computed.
+        """
+        words, index = self._words, number % REPORTS * WORDS + word
+        for _ in range(POLLS):  # faster than an event by tens of microseconds, if it does not take long
+            if words[index] >= number:
+                return
+        torch.cuda.synchronize(self._device)
+        if words[index] < number:
+            raise RuntimeError("a kernel for eigenvalues ended without its report")
+
+    def has(self, number: int, word: int) -> bool | None:
+        """Whether that launch, which is over, left its number in this word; None if the word serves another by now."""
         if self._latest - number >= REPORTS // 2:
             return None
-        return int(self._words[number % REPORTS]) == number
+        return bool(self._words[number % REPORTS * WORDS + word] == number)
 
 
 @cache
-def reports() -> Reports:
+def reports(device: int) -> Reports:
     """Those of this process."""
-    return Reports()
+    return Reports(device)
 
 
 @cache
 def shared_memory(device: int) -> int:
     """The most dynamic shared memory in bytes that a block without any other can ask for."""
     library, handle, limit = _driver(), ctypes.c_int(), ctypes.c_int()
-    _check(library, library.cuInit(0))
-    _check(library, library.cuDeviceGet(ctypes.byref(handle), device))
-    _check(library, library.cuDeviceGetAttribute(ctypes.byref(limit), MAX_SHARED_OPTIN, handle))
+    _check(library.cuInit(0))
+    _check(library.cuDeviceGet(ctypes.byref(handle), device))
+    _check(library.cuDeviceGetAttribute(ctypes.byref(limit), MAX_SHARED_OPTIN, handle))
     return limit.value
 
 
@@ -204,14 +231,14 @@ def _driver() -> ctypes.CDLL:
 def _context(device: int) -> ctypes.c_void_p:
     """The primary context, which is torch's."""
     library, handle, context = _driver(), ctypes.c_int(), ctypes.c_void_p()
-    _check(library, library.cuInit(0))
-    _check(library, library.cuDeviceGet(ctypes.byref(handle), device))
-    _check(library, library.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+    _check(library.cuInit(0))
+    _check(library.cuDeviceGet(ctypes.byref(handle), device))
+    _check(library.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
     return context
 
 
-def _check(library: ctypes.CDLL, code: int) -> None:
+def _check(code: int) -> None:
     if code:
         text = ctypes.c_char_p()
-        library.cuGetErrorString(code, ctypes.byref(text))
+        _driver().cuGetErrorString(code, ctypes.byref(text))
         raise RuntimeError(f"CUDA error {code}: {text.value.decode() if text.value else 'unknown'}")

@@ -13,13 +13,13 @@ struct Frame {
     vector = (C*)(rotations + 2 * n);
     values = vector + n;
     C* rest = values + n;
-    A = block;
     if (SMALL) {
+      A = right;  // until the vectors are handed out
       H = spare_v = take(rest, n * ld);  // H and Q are of no other use once there are vectors
       Q = spare_w = take(rest, n * ld);
       P = take(rest, area), K = take(rest, area), V = take(rest, area), W = take(rest, area);
     } else {
-      spare_v = block + area, spare_w = block + 2 * area, P = block + 3 * area, K = block + 4 * area;
+      A = block, spare_v = block + area, spare_w = block + 2 * area, P = block + 3 * area, K = block + 4 * area;
       V = right, W = left;
       H = H_SHARED ? take(rest, n * ld) : spare_v;
       Q = Q_SHARED ? take(rest, area) : spare_w;
@@ -40,6 +40,7 @@ struct Frame {
 struct Scale {
   int exponent;
   R norm;  // of the scaled matrix
+  bool finite;
 };
 
 // A and H, scaled by a power of two to entries of at most 1, or zero if not finite; Q = I.
@@ -64,17 +65,17 @@ __device__ inline Scale load(Frame f, const R* source, bool real) {
   });
   R norm = sqrt(block_sum(total, f.scratch));
   __syncthreads();
-  return Scale{exponent, norm};
+  return Scale{exponent, norm, finite};
 }
 
 // Values, V and W from the Schur form; false if the QR iteration did not end.
-__device__ inline bool solve(Frame f, R norm, bool real) {
+__device__ inline bool solve(Frame f, R norm, bool real, Role role) {
   int n = f.n, ld = f.ld;
   C *H = f.H, *Q = f.Q, *P = f.P, *K = f.K, *V = f.V, *W = f.W, *values = f.values;
   bool converged = false;
-  if (!SMALL || threadIdx.x < 32) {
-    hessenberg(H, ld, Q, f.vector, n);
-    converged = schur(H, ld, Q, f.rotations, n, norm, real);
+  if (!SMALL || threadIdx.x / 32 == f.partner[0]) {
+    hessenberg(H, ld, Q, f.vector, n, role);
+    converged = (SMALL ? small_schur : schur)(H, ld, Q, f.rotations, n, norm, real, role);
   }
   converged = block_max(converged ? R(1) : R(0), f.scratch) != R(0);
   R least = EPSILON * (norm > R(0) ? norm : R(1));
@@ -129,29 +130,43 @@ __device__ inline void hand_out(Basis basis, C* right, C* left, int n) {
   }
 }
 
-// Leaves `number` on the host at `report` if an entry is NaN or infinite; in a launch of its own, so that the host need
-// not wait for the eigenpairs to learn of it.
-extern "C" __global__ void __launch_bounds__(128) not_finite(const R* input, int entries, int* report, int number) {
-  input += (long long)blockIdx.x * entries;
-  each(entries, [=](int e) {
-    if (!(fabs(input[e]) <= R(LARGEST))) *report = number;
-  });
+// What the host is told: the number of the launch in whatever word applies. Two counters, on the device, of the
+// matrices that were read and that are done; they are zero again after the last.
+struct Report {
+  long long not_finite, flagged, all_read, all_done;
+};
+
+// By one thread of a block: leave `number` in `word` if `told`, and in `last` once all `count` matrices came here.
+__device__ inline void tell(volatile long long* word, bool told, volatile long long* last, unsigned* counter,
+                            unsigned count, long long number) {
+  if (told) {
+    *word = number;
+    __threadfence_system();
+  }
+  if (atomicInc(counter, count - 1) == count - 1) {
+    __threadfence_system();
+    *last = number;
+  }
 }
 
-// flagged_out: 1 for a matrix whose vectors are not to be used, else 0; if any, `number` is left at `report` too, which
-// is on the host. Eight small blocks
-// share a multiprocessor, which keeps a batch of a thousand in one wave.
+// flagged_out: 1 for a matrix whose vectors are not to be used, else 0. `report` is on the host, `count` the matrices of
+// all launches with this number. Eight small blocks share a multiprocessor, which keeps a batch of a thousand in one
+// wave.
 extern "C" __global__ void __launch_bounds__(THREADS, SMALL ? 8 : 1)
     eigenpairs(const R* input, int complex_input, int n, R most, R spread, R closest, C* work, C* values_out,
-               C* right_out, C* left_out, R* condition_out, unsigned char* flagged_out, int* report, int number) {
+               C* right_out, C* left_out, R* condition_out, R* flagged_out, Report* report, unsigned* counters, int count,
+               long long number) {
   extern __shared__ __align__(16) unsigned char memory[];
   long long batch = blockIdx.x, area = (long long)n * n;
   bool real = !complex_input;
   right_out += batch * area, left_out += batch * area, values_out += batch * n, condition_out += batch * n;
-  Frame f(memory, work + batch * (SMALL ? 1 : 5) * area, right_out, left_out, n);
+  Frame f(memory, work + batch * 5 * area, right_out, left_out, n);
+  if (threadIdx.x == 0) f.partner[0] = is_to_be_swapped();
   Scale scale = load(f, input + batch * area * (real ? 1 : 2), real);
+  if (threadIdx.x == blockDim.x - 1)  // of a warp that has the least to do next
+    tell(&report->not_finite, !scale.finite, &report->all_read, counters, count, number);
   Basis basis = {f.V, f.W};
-  bool good = solve(f, scale.norm, real);
+  bool good = solve(f, scale.norm, real, Role(n, f.partner[0]));
   each(n, [=](int i) { values_out[i] = f.values[i]; });  // what stands if nothing better is found
   __syncthreads();
   good = good && improve(f, basis, real);
@@ -168,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SMALL ? 8 : 1)
     condition_out[i] = f.lengths[i] >= R(1) ? fmin(f.lengths[i], R(LARGEST)) : R(1);
   });
   if (threadIdx.x == 0) {
-    flagged_out[batch] = good ? 0 : 1;
-    if (!good) *report = number;
+    flagged_out[batch] = good ? R(0) : R(1);
+    tell(&report->flagged, !good, &report->all_done, counters + 1, count, number);
   }
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ LARGEST_CORRECTION = 0.1  # above it the vectors are no start for Newton's metho
 PRECISE_STEPS = 4
 PIECE = 2**17  # entries of matrices solved at once on the CPU: their temporaries stay in the cache
 DIVIDED = 2**15  # entries above which torch divides an operation among threads
+# found among what torch is linked to; it sets the number of threads of the calling thread's operations only
+SET_OPENMP_THREADS = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
 FIELDS = ("values", "right", "left", "condition", "flagged", "clusters")
 
 
@@ -61,11 +65,14 @@ def eigenpairs(matrix: Tensor) -> Pairs:
         flat = matrix.reshape(-1, size, size)
         pairs = resolved(flat, kernel.eigenpairs(matrix))
     else:
-        check_finite(matrix)
         flat = matrix.reshape(-1, size, size)
-        scaled, exponent = power_scaled(flat)
-        pairs = _joined(in_pieces(refined_pairs, scaled) if matrix.device.type == "cpu" else [refined_pairs(scaled)])
-        pairs = resolved(flat, replace(pairs, values=power_unscaled(pairs.values, exponent)))
+        solve = _in_pieces if matrix.device.type == "cpu" else _scaled_pairs
+        try:
+            pairs = solve(flat, *_rows(flat))
+        except ValueError:
+            check_finite(matrix)  # names the element of the whole batch
+            raise
+        pairs = resolved(flat, pairs)
     return Pairs(*(part.reshape((*batch, *part.shape[1:])) for part in (getattr(pairs, name) for name in FIELDS)))
 
 
@@ -73,9 +80,15 @@ def kernel_for(matrix: Tensor) -> ModuleType | None:
     """The module whose `eigenpairs` and `gradient` take this matrix in one launch, where there is one."""
     if not matrix.is_cuda:
         return None
+    kernel = _cuda()
+    return kernel if kernel.supports(matrix) else None
+
+
+@cache
+def _cuda() -> ModuleType:
     from specreg.eigen import cuda  # imported where there is a use for it
 
-    return cuda if cuda.supports(matrix) else None
+    return cuda
 
 
 def check_finite(matrix: Tensor) -> None:  # (*batch, n, n)
@@ -112,29 +125,64 @@ def _times_power(tensor: Tensor, exponent: Tensor) -> Tensor:
     return tensor * power_of_two(half, dtype) * power_of_two(exponent - half, dtype)
 
 
-def refined_pairs(matrix: Tensor, eps: float | None = None) -> Pairs:
+def _in_pieces(matrix: Tensor, right: Tensor, left: Tensor) -> Pairs:
+    """`_scaled_pairs` of the pieces of a batch, whose vectors go straight to where those of all are."""
+    parts = in_pieces(_scaled_pairs, matrix, right, left)
+    values, condition, flagged = (torch.cat([getattr(part, n) for part in parts]) for n in ("values", *FIELDS[3:5]))
+    return Pairs(values, right.mT, left.mT, condition, flagged)
+
+
+def _scaled_pairs(matrix: Tensor, right: Tensor, left: Tensor) -> Pairs:
+    """`refined_pairs` of finite matrices with entries of any order."""
+    check_finite(matrix)
+    scaled, exponent = power_scaled(matrix)
+    pairs = refined_pairs(scaled, right, left)
+    return replace(pairs, values=power_unscaled(pairs.values, exponent))
+
+
+def _rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for the vectors v_iᵀ and w_i of a batch, real on the CPU for real matrices."""
+    dtype = matrix.dtype if matrix.device.type == "cpu" else matrix.dtype.to_complex()
+    right, left = (torch.empty(matrix.shape, dtype=dtype, device=matrix.device) for _ in range(2))
+    return right, left
+
+
+def refined_pairs(matrix: Tensor, right: Tensor, left: Tensor, eps: float | None = None) -> Pairs:
     """Eigenpairs of matrices ``(b, n, n)`` of entries of order 1, by LAPACK or its like and Newton steps.
 
-    `eps` is the precision of the entries, if not the dtype's. Matrices that are `flagged` hold no valid vectors.
+    The rows of `right` and `left`, contiguous, take the vectors, and the result is a view of them. `eps` is the
+    precision of the entries, if not the dtype's. Matrices that are `flagged` hold no valid vectors.
     """
     eps = torch.finfo(matrix.dtype).eps if eps is None else eps
     on_cpu, rounded = matrix.device.type == "cpu", _single_products_are_rounded(matrix)
     if rounded and matrix.dtype in WIDE:
-        wide = refined_pairs(matrix.to(WIDE[matrix.dtype]), eps)
-        return Pairs(*(part.to(SHORT.get(part.dtype, part.dtype)) for part in (getattr(wide, n) for n in FIELDS[:-1])))
+        wide = _wide_pairs(matrix, eps)
+        vectors = right.mT.copy_(wide.right), left.mT.copy_(wide.left)
+        return Pairs(
+            wide.values.to(matrix.dtype.to_complex()), *vectors, wide.condition.to(right.real.dtype), wide.flagged
+        )
     values, vectors = torch.linalg.eig(matrix)
-    form, right = packed(values, vectors, on_cpu and not matrix.is_complex())
-    basis = Basis(form, right, _inverse(right).mT.contiguous())
+    basis = Basis(packed(values, vectors, right), right, left)
+    _invert(right, left)
     matrix = matrix.to(right.dtype)
     first = newton(matrix, basis, SHORT.get(right.dtype, right.dtype) if on_cpu and not rounded else right.dtype)
-    alone = _stand_alone(matrix, first, eps) & (first.moved <= LARGEST_CORRECTION).all(-1)  # False at a NaN
-    pairs = _finished(first, ~alone)
+    alone = _stand_alone(first, eps) & (first.moved <= LARGEST_CORRECTION).all(-1)  # False at a NaN
     chosen = (alone & ~_settled(first, QUIET)).nonzero()[:, 0]
     if not len(chosen):
-        return pairs
+        return _finished(first, ~alone)
     if matrix.real.dtype != torch.float64:
-        return put(pairs, chosen, refined_pairs(matrix[chosen].to(WIDE[matrix.dtype]), eps))
-    return put(pairs, chosen, _more_precise(matrix[chosen], first.basis.part(chosen), eps))
+        more = _wide_pairs(matrix[chosen], eps)
+    else:
+        more = _more_precise(matrix[chosen], first.basis.part(chosen), eps)
+    pairs = _finished(first, ~alone)
+    for name in FIELDS[:-1]:
+        getattr(pairs, name).index_copy_(0, chosen, getattr(more, name).to(getattr(pairs, name).dtype))
+    return pairs
+
+
+def _wide_pairs(matrix: Tensor, eps: float) -> Pairs:
+    wide = matrix.to(WIDE[matrix.dtype])
+    return refined_pairs(wide, *_rows(wide), eps)
 
 
 def _single_products_are_rounded(matrix: Tensor) -> bool:
@@ -143,10 +191,9 @@ def _single_products_are_rounded(matrix: Tensor) -> bool:
     return backend.fp32_precision not in ("none", "ieee")
 
 
-def _stand_alone(matrix: Tensor, step: Step, eps: float) -> Tensor:
+def _stand_alone(step: Step, eps: float) -> Tensor:
     """Whether every eigenvalue of a matrix is further from the others than rounding could move it, ``(b,)``."""
-    norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))
-    return cast(Tensor, SEPARATION * eps * norm * step.closeness < 1)
+    return step.norm[:, 0] * step.closeness < 1 / (SEPARATION * eps)
 
 
 def _settled(step: Step, quiet: float) -> Tensor:
@@ -167,13 +214,14 @@ def _more_precise(matrix: Tensor, basis: Basis, eps: float) -> Pairs:
         settled = _settled(next, LOUDEST)
         if settled.all():
             break
-    return _finished(next, ~(settled & _stand_alone(matrix, next, eps)))
+    return _finished(next, ~(settled & _stand_alone(next, eps)))
 
 
 def _finished(step: Step, flagged: Tensor) -> Pairs:
+    """The pairs after a step, in the memory of its basis."""
     basis = step.basis
-    left = basis.left.mT
-    return Pairs(basis.form.values, basis.right.mT, left.conj().resolve_conj(), step.condition.clamp_min(1), flagged)
+    left = basis.left.conj_physical_()
+    return Pairs(basis.form.values, basis.right.mT, left.mT, step.condition.clamp_min(1), flagged)
 
 
 def put(pairs: Pairs, index: Tensor, part: Pairs) -> Pairs:
@@ -208,11 +256,6 @@ def resolved(matrix: Tensor, pairs: Pairs) -> Pairs:
     return put(pairs, chosen, Pairs(**stacked, flagged=pairs.flagged[chosen]))
 
 
-def _joined(parts: list[Pairs]) -> Pairs:
-    """The pairs of all pieces of a batch, contiguous."""
-    return Pairs(*(torch.cat([getattr(part, name) for part in parts]) for name in FIELDS[:-1]))
-
-
 def eigvals(matrix: Tensor) -> Tensor:
     """Eigenvalues alone, without refinement."""
     if matrix.device.type != "cpu":
@@ -220,17 +263,20 @@ def eigvals(matrix: Tensor) -> Tensor:
     return torch.cat(in_pieces(torch.linalg.eigvals, matrix))
 
 
-def in_pieces(solve: Callable[..., Result], matrix: Tensor, *others: Tensor) -> list[Result]:
+def in_pieces(solve: Callable[..., Result], matrix: Tensor, *others: Tensor, large: bool = False) -> list[Result]:
     """`solve` of the pieces of a batch, on as many threads as torch may use where LAPACK would use only one.
 
-    All tensors are split in the same places. Nothing is recorded for a derivative.
+    All tensors are split in the same places, if `large` no further than among the threads. Nothing is recorded for a
+    derivative.
     """
-    size = matrix.shape[-1]
+    size, entries = matrix.shape[-1], max(matrix.numel(), 1)
     workers = torch.get_num_threads() if size <= LARGEST_SHARED_SIZE else 1
-    # in threads of our own a piece has to be so small that torch does not divide its operations among more threads
-    length = max(1, (PIECE if workers < 2 else DIVIDED) // (size * size))
-    pieces = list(zip(*(part.split(length) for part in (matrix, *others)), strict=True))
-    workers = min(workers, len(pieces))
+    workers = min(workers, -(-entries // DIVIDED))
+    # in threads of our own torch must not divide operations further, and large memory is paged in anew at each use
+    free = workers < 2 or SET_OPENMP_THREADS is not None
+    largest = (entries if large else PIECE // min(workers, 2)) if free else DIVIDED
+    count = -(-entries // min(largest, -(-entries // workers)))
+    pieces = list(zip(*(part.split(max(1, -(-len(matrix) // count))) for part in (matrix, *others)), strict=True))
 
     def solve_detached(piece: tuple[Tensor, ...]) -> Result:
         with torch.no_grad():  # a thread of its own does not inherit the mode
@@ -238,12 +284,22 @@ def in_pieces(solve: Callable[..., Result], matrix: Tensor, *others: Tensor) -> 
 
     if workers < 2:
         return [solve_detached(piece) for piece in pieces]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=_keep_undivided) as pool:
         return list(pool.map(solve_detached, pieces))
 
 
-def _inverse(matrix: Tensor) -> Tensor:
-    """Inverses, infinite or NaN where singular."""
-    if matrix.shape[-1] <= LARGEST_BATCHED_LU or len(matrix) < 2:
-        return cast(Tensor, torch.linalg.inv_ex(matrix).inverse)
-    return torch.stack([torch.linalg.inv_ex(each).inverse for each in matrix])
+def _keep_undivided() -> None:
+    """Let torch run each operation of this thread, one of ours, on it alone. Other threads have their own number."""
+    torch.get_num_threads()  # in a new thread torch sets it, once, to that of the program
+    if SET_OPENMP_THREADS is not None:
+        SET_OPENMP_THREADS(1)
+
+
+def _invert(right: Tensor, left: Tensor) -> None:
+    """Put into `left` the rows of W = V⁻¹ of Vᵀ, infinite or NaN where singular."""
+    pieces = [(right, left)]
+    if right.shape[-1] > LARGEST_BATCHED_LU:
+        pieces = list(zip(right.split(1), left.split(1), strict=True))
+    for each, inverse in pieces:
+        information = torch.empty(len(each), dtype=torch.int32, device=each.device)
+        torch.linalg.inv_ex(each, out=(inverse.mT, information))

@@ -47,6 +47,13 @@ def norm_exponent(norm: Tensor) -> Tensor:
     return torch.frexp(norm).exponent
 
 
+def rounded(tensor: Tensor, bits: int) -> Tensor:
+    """The leading `bits` bits below 1, where all entries must be, in place."""
+    shift = 1.5 * 2.0 ** (DIGITS[tensor.real.dtype] - 1 - bits)
+    (torch.view_as_real(tensor) if tensor.is_complex() else tensor).add_(shift).sub_(shift)
+    return tensor
+
+
 def split(tensor: Tensor, exponent: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
     """The leading `bits` bits below 2^exponent (1 if None), where all entries must be, and the rest, exactly.
 

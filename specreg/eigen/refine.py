@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specreg.eigen.precise import DIGITS, norm_exponent, split
+from specreg.eigen.precise import DIGITS, norm_exponent, rounded, split
 
 FEW = 12  # bits of A and W split off where the rest of V is small enough for short products
 
@@ -36,27 +36,30 @@ class ComplexForm:
         """What `subtract` needs beside U: nothing more."""
         return rows
 
-    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor) -> Tensor:
-        """`result` − ΛU, in place."""
-        return result.addcmul_(rows, self.values[:, :, None], value=-1)
+    @property
+    def parts(self) -> Tensor:
+        """Λ as `subtract` takes it."""
+        return self.values
+
+    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor, parts: Tensor) -> Tensor:
+        """`result` − ΛU, in place, of a Λ in `parts`."""
+        return result.addcmul_(rows, parts[:, :, None], value=-1)
 
     def quotients(self, condition: Tensor, dtype: torch.dtype) -> Quotients:
-        """1/(λ_i − λ_j), 0 where that is no number."""
+        """1/(λ_i − λ_j), 0 on the diagonal, NaN where two λ are equal."""
         difference = (self.values[:, :, None] - self.values[:, None, :]).to(dtype)
         near = torch.view_as_real(difference).square().sum(-1)
         near.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
         amplification, closeness = _amplification(near.reciprocal_(), condition)
-        if not torch.isfinite(closeness).all():
-            near.masked_fill_(near == torch.inf, 0)
         return Quotients((difference.conj() * near,), amplification, closeness)
 
     def divide(self, matrix: Tensor, quotients: Quotients) -> Tensor:
         """X with ΛX − XΛ = M off the diagonal and 0 on it."""
         return matrix * quotients.factors[0]
 
-    def diagonal(self, matrix: Tensor) -> Tensor:
-        """The diagonal of M, complex ``(b, n)``."""
-        return matrix.diagonal(dim1=-2, dim2=-1)
+    def moved(self, matrix: Tensor) -> ComplexForm:
+        """The form of Λ + diag M."""
+        return ComplexForm(self.values + matrix.diagonal(dim1=-2, dim2=-1))
 
     def right_norms(self, rows: Tensor) -> Tensor:
         """‖v_i‖, ``(b, n)``."""
@@ -65,10 +68,6 @@ class ComplexForm:
     def left_norms(self, rows: Tensor) -> Tensor:
         """‖w_i‖, ``(b, n)``."""
         return self.right_norms(rows)
-
-    def replaced(self, values: Tensor) -> ComplexForm:
-        """The form of other values in the same order."""
-        return ComplexForm(values)
 
     def part(self, index: Tensor) -> ComplexForm:
         """Of some batch elements."""
@@ -80,8 +79,7 @@ class RealForm:
     """Λ and the maps built on it, for real matrices and vectors held as real and imaginary parts."""
 
     values: Tensor  # (b, n), complex, pairs side by side
-    real: Tensor  # (b, n)
-    imag: Tensor  # (b, n)
+    parts: Tensor  # (2, b, n), real and imaginary
     partner: Tensor  # (b, n), index of the conjugate, itself for a real value
     row: Tensor  # (b · n), index of the partner's row among the rows of all matrices
     paired: Tensor  # (b, n), 1 for members of a pair, else 0
@@ -90,59 +88,55 @@ class RealForm:
     def of(values: Tensor) -> RealForm:
         """The form of values in LAPACK's order: the one above the real axis comes before its conjugate."""
         batch, size = values.shape
-        real, imag = values.real.contiguous(), values.imag.contiguous()
-        sign = imag.sign()
-        every = torch.arange(batch * size, device=values.device).view(batch, size) + sign.long()
+        parts = torch.view_as_real(values).movedim(-1, 0).contiguous()
+        sign = parts[1].sign()
+        partner = torch.arange(size, device=values.device) + sign.long()
         first = torch.arange(0, batch * size, size, device=values.device)[:, None]
-        return RealForm(values, real, imag, every - first, every.view(-1), sign.abs_())
+        return RealForm(values, parts, partner, (partner + first).view(-1), sign.abs_())
 
     def swapped(self, matrix: Tensor) -> Tensor:
         """The rows with partners exchanged."""
         return matrix.view(-1, matrix.shape[-1]).index_select(0, self.row).view_as(matrix)
 
-    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor) -> Tensor:
-        """`result` − ΛU in place, of the block-diagonal Λ with [[x, −y], [y, x]] for a pair x ± iy."""
-        result.addcmul_(rows, self.real[:, :, None], value=-1)
-        return result.addcmul_(swapped, self.imag[:, :, None])
+    def subtract(self, result: Tensor, rows: Tensor, swapped: Tensor, parts: Tensor) -> Tensor:
+        """`result` − ΛU in place, of the block-diagonal Λ with [[x, −y], [y, x]] for a pair x ± iy in `parts`."""
+        real, imag = parts[:, :, :, None].unbind()
+        return result.addcmul_(rows, real, value=-1).addcmul_(swapped, imag)
 
     def quotients(self, condition: Tensor, dtype: torch.dtype) -> Quotients:
-        """The four factors of `divide`.
+        """Re(λ_i − λ_j), Im(λ_i − λ_j), Im(λ_i − λ̄_j), 1/|λ_i − λ_j|² and 1/|λ_i − λ̄_j|².
 
-        With g = 1/(λ_i − λ_j) and h = 1/(λ_i − λ̄_j) they are ½ of Re(g + h), Re(g − h), Im(g + h) and −Im(g − h).
-        Within a pair the part of M that commutes with Λ is no ΛX − XΛ and is left out: g and h are 0 there.
+        Within a pair the part of M that commutes with Λ is no ΛX − XΛ and is left out: the last two are 0 there.
         """
-        row, column = self.imag[:, :, None], self.imag[:, None, :]
-        real = (self.real[:, :, None] - self.real[:, None, :]).to(dtype)
-        below, above = (row - column).to(dtype), (row + column).to(dtype)
+        (real, row), (other_real, column) = self.parts[:, :, :, None].unbind(), self.parts[:, :, None, :].unbind()
+        real, below, above = ((real - other_real).to(dtype), (row - column).to(dtype), (row + column).to(dtype))
         square = real * real
         near, far = torch.addcmul(square, below, below), torch.addcmul(square, above, above, out=square)
         near.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
         far.scatter_(-1, self.partner[:, :, None], torch.inf)
-        near, far = near.reciprocal_(), far.reciprocal_()
-        amplification, closeness = _amplification(near, condition)
-        if not torch.isfinite(closeness).all():
-            near, far = (part.masked_fill_(part == torch.inf, 0) for part in (near, far))
-        near, far = near.mul_(0.5), far.mul_(0.5)
-        g_real, h_real, g_imag, h_imag = real * near, real.mul_(far), below.mul_(near), above.mul_(far)
-        factors = g_real + h_real, g_real.sub_(h_real), h_imag - g_imag, h_imag.add_(g_imag)
-        return Quotients(factors, amplification, closeness)
+        amplification, closeness = _amplification(near.reciprocal_(), condition)
+        return Quotients((real, below, above, near, far.reciprocal_()), amplification, closeness)
 
     def divide(self, matrix: Tensor, quotients: Quotients) -> Tensor:
         """X with ΛX − XΛ = M off the diagonal and 0 on it, both in the complex basis.
 
-        M ↦ X is a sum of the four maps that exchange the partners of neither, both, the columns or the rows.
+        M ↦ X is a sum of four maps that exchange the partners of neither, both, the columns or the rows, with factors
+        ½ of Re(g + h), Re(g − h), −Im(g − h) and Im(g + h), g = 1/(λ_i − λ_j) and h = 1/(λ_i − λ̄_j).
         """
-        neither, both, columns, rows = quotients.factors
-        swapped = matrix.gather(-1, self.partner[:, None, :].expand_as(matrix))
-        result = (neither * matrix).addcmul_(both, self.swapped(swapped))
-        return result.addcmul_(columns, swapped).addcmul_(rows, self.swapped(matrix))
+        real, below, above, near, far = quotients.factors
+        columns = matrix.gather(-1, self.partner[:, None, :].expand_as(matrix))
+        rows, both = self.swapped(matrix), self.swapped(columns)
+        result = torch.add(matrix, both).mul_(real).addcmul_(rows - columns, below).mul_(near)
+        other = torch.sub(matrix, both, out=both).mul_(real).addcmul_(rows.add_(columns), above)
+        return result.addcmul_(other, far).mul_(0.5)
 
-    def diagonal(self, matrix: Tensor) -> Tensor:
-        """The diagonal of M in the complex basis, ``(b, n)``."""
+    def moved(self, matrix: Tensor) -> RealForm:
+        """The form of Λ + the diagonal of M in the complex basis."""
         beside = matrix.gather(-1, self.partner[:, :, None]).squeeze(-1)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         other, beside_other = (part.gather(-1, self.partner) for part in (diagonal, beside))
-        return torch.complex((diagonal + other).mul_(0.5), (beside_other - beside).mul_(0.5))
+        parts = torch.add(self.parts, torch.stack((diagonal + other, beside_other - beside)), alpha=0.5)
+        return replace(self, values=torch.complex(parts[0], parts[1]), parts=parts)
 
     def right_norms(self, rows: Tensor) -> Tensor:
         """‖v_i‖, ``(b, n)``."""
@@ -153,10 +147,6 @@ class RealForm:
         """‖w_i‖, ``(b, n)``."""
         # rows hold twice the parts of a complex w
         return self.right_norms(rows) * (1 - 0.5 * self.paired)
-
-    def replaced(self, values: Tensor) -> RealForm:
-        """The form of other values in the same order."""
-        return replace(self, values=values, real=values.real.contiguous(), imag=values.imag.contiguous())
 
     def part(self, index: Tensor) -> RealForm:
         """Of some batch elements."""
@@ -172,14 +162,15 @@ def _amplification(squares: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
     return weighted.sum(-2).sqrt_(), weighted.amax((-1, -2)).sqrt_()
 
 
-def packed(values: Tensor, vectors: Tensor, real: bool) -> tuple[Form, Tensor]:
-    """The form of a batch of eigenvalues as LAPACK orders them, and its vectors (columns) as rows in that form."""
-    rows = vectors.mT
-    if not real:
-        return ComplexForm(values), rows.contiguous()
+def packed(values: Tensor, vectors: Tensor, rows: Tensor) -> Form:
+    """The form of a batch of eigenvalues as LAPACK orders them; puts its vectors (columns) in that form into `rows`."""
+    if rows.is_complex():
+        rows.copy_(vectors.mT)
+        return ComplexForm(values)
     form = RealForm.of(values)
-    parts, second = torch.view_as_real(rows), (form.imag < 0).to(form.imag)[:, :, None]
-    return form, torch.mul(parts[..., 0], 1 - second).addcmul_(parts[..., 1], second, value=-1)
+    parts, second = torch.view_as_real(vectors.mT), (form.parts[1] < 0).to(rows.dtype)[:, :, None]
+    torch.mul(parts[..., 0], 1 - second, out=rows).addcmul_(parts[..., 1], second, value=-1)
+    return form
 
 
 @dataclass(frozen=True)
@@ -204,6 +195,7 @@ class Step:
     condition: Tensor  # (b, n), κ_i before the step
     closeness: Tensor  # (b,), the largest κ_i over a distance to another eigenvalue, before the step
     noise: Tensor  # (b, n), how many κ·eps residuals in working precision would leave in a vector
+    norm: Tensor  # (b, 1), ‖A‖_F
 
 
 def newton(matrix: Tensor, basis: Basis, dtype: torch.dtype) -> Step:
@@ -211,49 +203,49 @@ def newton(matrix: Tensor, basis: Basis, dtype: torch.dtype) -> Step:
 
     With R = AV − VΛ, X_ij = (WR)_ij/(λ_j − λ_i) off the diagonal and 0 on it: V + VX, W − (WV − I + X)W and
     λ_i + w_i r_i, in the memory of the basis given. Products of what is small are taken in `dtype`: if that is shorter
-    than A's, the noise of working precision is divided by 2^12, else by the root of its eps.
+    than A's, the noise of working precision is divided by 2^12, else by the root of its eps. In the first case V is
+    rounded before to what can be multiplied exactly: the step takes that off again with the rest.
     """
     form, right, left = basis.form, basis.right, basis.left
     norm = torch.linalg.vector_norm(matrix, dim=(-1, -2))[:, None]
     condition = form.left_norms(left)
     quotients = form.quotients(condition, dtype)
     digits = DIGITS[norm.dtype]
-    bits = FEW if dtype != right.dtype else (digits - 1) // 2
-    high, low = split(right, None, digits - 1 - bits)
-    low, short_right, short_left = low.to(dtype), right.to(dtype), left.to(dtype)
-    inner = _residual(matrix, norm_exponent(norm), form, high, low, bits) @ short_left.mT  # (WR)ᵀ
-    values = form.values + form.diagonal(inner)
+    short = dtype != right.dtype
+    bits = FEW if short else (digits - 1) // 2
+    high, low = (rounded(right, digits - 1 - bits), None) if short else split(right, None, digits - 1 - bits)
+    short_right, short_left = right.to(dtype), left.to(dtype)
+    inner = _residual(matrix, norm_exponent(norm), form, high, low, bits).to(dtype) @ short_left.mT  # (WR)ᵀ
     change = form.divide(inner, quotients)
     right_step = change @ short_right
     # twice κ, as of pairs W holds 2 Re w
-    defect = _defect(left, short_left, norm_exponent(2 * condition), high, low, bits)
-    left_step = defect.add_(change).mT @ short_left
+    left_step = (_defect(left, norm_exponent(2 * condition), high, low, bits).to(dtype).add_(change)).mT @ short_left
     moved = torch.maximum(form.right_norms(right_step), form.left_norms(left_step) / condition).to(norm.dtype)
     noise = quotients.amplification * norm / (matrix.shape[-1] * condition)
-    after = Basis(form.replaced(values), right.add_(right_step), left.sub_(left_step))
-    return Step(after, moved, condition, quotients.closeness, noise)
+    after = Basis(form.moved(inner), right.add_(right_step), left.sub_(left_step))
+    return Step(after, moved, condition, quotients.closeness, noise, norm)
 
 
-def _residual(matrix: Tensor, exponent: Tensor, form: Form, high: Tensor, low: Tensor, bits: int) -> Tensor:
+def _residual(matrix: Tensor, exponent: Tensor, form: Form, high: Tensor, low: Tensor | None, bits: int) -> Tensor:
     """(A V − V Λ)ᵀ of Vᵀ = high + low.
 
     The products of leading parts, and their sums, are exact; what follows is so much smaller.
     """
     leading, trailing = split(matrix, exponent[:, :, None], bits)
-    leading_values, trailing_values = split(form.values, exponent, bits)
+    leading_parts, trailing_parts = split(form.parts, exponent, bits)
     swapped = form.swapped(high)
-    result = form.replaced(leading_values).subtract(high @ leading.mT, high, swapped).baddbmm_(high, trailing.mT)
-    result = form.replaced(trailing_values).subtract(result, high, swapped).to(low.dtype)
-    short = form.replaced(form.values.to(torch.promote_types(low.dtype, torch.complex32)))
-    return result.add_(short.subtract(low @ matrix.to(low.dtype).mT, low, form.swapped(low)))
+    result = form.subtract(high @ leading.mT, high, swapped, leading_parts).baddbmm_(high, trailing.mT)
+    form.subtract(result, high, swapped, trailing_parts)
+    return result if low is None else result.add_(form.subtract(low @ matrix.mT, low, form.swapped(low), form.parts))
 
 
-def _defect(left: Tensor, short_left: Tensor, exponent: Tensor, high: Tensor, low: Tensor, bits: int) -> Tensor:
+def _defect(left: Tensor, exponent: Tensor, high: Tensor, low: Tensor | None, bits: int) -> Tensor:
     """(W V − I)ᵀ of Vᵀ = high + low."""
     leading, trailing = split(left, exponent[:, :, None], bits)
     result = high @ leading.mT
     result.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return result.baddbmm_(high, trailing.mT).to(low.dtype).add_(low @ short_left.mT)
+    result.baddbmm_(high, trailing.mT)
+    return result if low is None else result.add_(low @ left.mT)
 
 
 def partners(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,61 +8,77 @@ __device__ inline void reflect(C* line, int step, const C* v, R scale, int from,
   for (int j = from; j < n; ++j) line[j * step] = fused(line[j * step], sum, conj(v[j]));
 }
 
-// What a thread works at: row or column `own` of H, or row `own` of Q, whose entries are `step` apart.
+// What a thread works at: row or column `own` of H, or row `own` of Q. With `swapped` the second half of the block has H.
 struct Role {
   bool of_q;
-  int own, step;
-  C* row;
+  int index, own;  // of those who work at the Schur form, or at the same matrix
 
-  __device__ Role(C* H, int ld, C* Q, int n) {
-    int half = SMALL ? 16 : (n + 31) / 32 * 32;
-    of_q = threadIdx.x >= half;
-    own = of_q ? threadIdx.x - half : threadIdx.x;
-    int safe = min(own, n - 1);
-    step = of_q && !SMALL ? n : 1;
-    row = of_q ? (SMALL ? Q + safe * ld : Q + safe) : H + safe * ld;
+  __device__ Role(int n, bool swapped) {
+    int threads = SMALL ? 32 : blockDim.x, half = SMALL ? 16 : threads / 2;
+    index = SMALL ? threadIdx.x % 32 : swapped ? (threadIdx.x + half) % threads : threadIdx.x;
+    of_q = index >= half;
+    own = of_q ? index - half : index;
   }
 };
+
+// Warps go to the four schedulers of a multiprocessor in turn, and those that have H have the most to do: of blocks of
+// two or four warps every second pair or block is to be swapped.
+__device__ inline bool is_to_be_swapped() {
+  unsigned warp;
+  asm volatile("mov.u32 %0, %%warpid;" : "=r"(warp));
+  return warp >> 2 & 1;
+}
 
 // Entry (r, k) of Q, which is transposed unless SMALL.
 __device__ inline int place_in_q(int r, int k, int ld, int n) { return SMALL ? r * ld + k : k * n + r; }
 
-// H <- P H P, Q <- Q P with P = I - scale v v^H for every column.
-__device__ void hessenberg(C* H, int ld, C* Q, C* v, int n) {
+// P = I - scale v v^H that takes the column (head, tail) to (value, 0, ...); v is (first, tail).
+struct Reflection {
+  C first, value;
+  R scale;
+
+  __device__ Reflection(C head, R tail) {
+    R norm = sqrt(square(head) + tail), length = modulus(head);
+    C phase = length * length > TINY ? (R(1) / length) * head : make(R(1), R(0));
+    scale = R(1) / (norm * norm + length * norm);
+    first = head + norm * phase;
+    value = -norm * phase;
+  }
+};
+
+// H <- P H P, Q <- Q P with P for every column, whose entries under the subdiagonal are not read again. If SMALL, by one
+// warp.
+__device__ void hessenberg(C* H, int ld, C* Q, C* v, int n, Role role) {
   int lane = threadIdx.x % 32, workers = SMALL ? 32 : blockDim.x;
-  Role role(H, ld, Q, n);
   for (int k = 0; k + 2 < n; ++k) {
     R tail = R(0);
     for (int i = k + 2 + lane; i < n; i += 32) tail += square(H[i * ld + k]);
     tail = warp_sum(tail);
-    if (tail <= TINY) continue;  // the same in every thread; entries under the subdiagonal are not read again
-    C head = H[(k + 1) * ld + k];
-    R norm = sqrt(square(head) + tail), length = modulus(head);
-    C phase = length * length > TINY ? (R(1) / length) * head : make(R(1), R(0));
-    R scale = R(1) / (norm * norm + length * norm);
+    if (tail <= TINY) continue;  // the same in every thread
+    Reflection p(H[(k + 1) * ld + k], tail);
     solver_barrier();
-    for (int i = k + 1 + threadIdx.x; i < n; i += workers) v[i] = i == k + 1 ? head + norm * phase : H[i * ld + k];
+    for (int i = k + 1 + role.index; i < n; i += workers) v[i] = i == k + 1 ? p.first : H[i * ld + k];
     solver_barrier();
     if (!role.of_q) {
-      if (role.own == k) H[(k + 1) * ld + k] = -norm * phase;
+      if (role.own == k) H[(k + 1) * ld + k] = p.value;
       if (role.own > k && role.own < n) {
         C sum = make(R(0), R(0));
         C* column = H + role.own;
 #pragma unroll 4
         for (int i = k + 1; i < n; ++i) sum = fused(sum, conj(v[i]), column[i * ld]);
-        sum = -scale * sum;
+        sum = -p.scale * sum;
 #pragma unroll 4
         for (int i = k + 1; i < n; ++i) column[i * ld] = fused(column[i * ld], sum, v[i]);
       }
     }
     if (SMALL || !role.of_q) half_barrier(blockDim.x / 64);
     if (SMALL) {
-      if (role.own < n) reflect(role.row, 1, v, scale, k + 1, n);
+      if (role.own < n) reflect((role.of_q ? Q : H) + role.own * ld, 1, v, p.scale, k + 1, n);
     } else if (role.own < n) {  // two branches, so that either knows the kind of memory it is in
       if (role.of_q)
-        reflect(Q + role.own, n, v, scale, k + 1, n);
+        reflect(Q + role.own, n, v, p.scale, k + 1, n);
       else
-        reflect(H + role.own * ld, 1, v, scale, k + 1, n);
+        reflect(H + role.own * ld, 1, v, p.scale, k + 1, n);
     }
     solver_barrier();
   }
@@ -107,31 +123,41 @@ __device__ inline void rotate_columns(Rotation g, C& left, C right, C& stored) {
   left = fused(g.alpha * right, make(-g.beta.x, -g.beta.y), left);
 }
 
-// Rotations [first, last) of the wavefront: this warp owns their columns, finds them, applies them to its columns.
-__device__ C find_rotations(C* H, int ld, int n, int first, int last, int bottom, C shift, C carry, Rotation* g) {
-  int column = threadIdx.x;
-  int safe = min(column, n - 1);
-  C next = H[(first + 1) * ld + safe], next_sub = H[(first + 1) * ld + first];
+// The rotation that makes (pivot, sub) into (length, 0), and the next pivot from the two entries beside it, which every
+// lane works out for itself: a rotation waits for the last one's square root and for no shuffle.
+__device__ inline Rotation next_rotation(C& pivot, C sub, C beside_pivot, C beside_sub) {
+  R total = square(pivot) + square(sub), inverse = inverse_root(fmax(total, R(TINY)));
+  bool none = total <= TINY;
+  C determinant = fused(pivot * beside_sub, make(-sub.x, -sub.y), beside_pivot);
+  C alpha = none ? make(R(1), R(0)) : inverse * conj(pivot);
+  C beta = none ? make(R(0), R(0)) : inverse * conj(sub);
+  pivot = none ? beside_sub : inverse * determinant;
+  return Rotation{alpha, beta};
+}
+
+// Rotations [first, last) of the wavefront: this warp owns their columns, finds them, applies them to its columns. What is
+// loaded ahead after the last row is not used.
+__device__ C find_rotations(C* H, int ld, int n, int first, int last, C carry, Rotation* g, int column) {
+  bool writes = column >= first && column < n;
+  C *row = H + first * ld + min(column, n - 1), *diagonal = H + first * ld + first;
+  C pivot = make(__shfl_sync(ALL, carry.x, first % 32), __shfl_sync(ALL, carry.y, first % 32));
+  C next = row[ld], next_sub = diagonal[ld], next_diagonal = diagonal[ld + 1];
+#pragma unroll 2
   for (int k = first; k < last; ++k) {
-    C below = next, sub = next_sub, top;
-    int ahead = min(k + 2, bottom);
-    next = H[ahead * ld + safe];
-    next_sub = H[ahead * ld + ahead - 1];
-    if (column == k + 1) below = below - shift;
-    C pivot = make(__shfl_sync(ALL, carry.x, k % 32), __shfl_sync(ALL, carry.y, k % 32));
-    R total = square(pivot) + square(sub);
-    R inverse = inverse_root(fmax(total, R(TINY)));
-    Rotation turn = {inverse * conj(pivot), inverse * conj(sub)};
-    if (total <= TINY) turn = {make(R(1), R(0)), make(R(0), R(0))};
+    C beside = make(__shfl_sync(ALL, carry.x, (k + 1) % 32), __shfl_sync(ALL, carry.y, (k + 1) % 32));
+    C below = next, top;
+    Rotation turn = next_rotation(pivot, next_sub, beside, next_diagonal);
+    next = row[2 * ld], next_sub = diagonal[2 * ld + 1], next_diagonal = diagonal[2 * ld + 2];
     if (column % 32 == 0) g[k] = turn;
     rotate_rows(turn, carry, below, top);
-    if (column >= k && column < n) H[k * ld + column] = column == k ? make(total * inverse, R(0)) : top;
+    if (writes) row[0] = top;
+    row += ld, diagonal += ld + 1;
   }
   return carry;
 }
 
-__device__ C apply_to_rows(C* H, int ld, int n, int first, int last, C shift, C carry, const Rotation* g) {
-  int column = threadIdx.x, safe = min(column, n - 1);
+__device__ C apply_to_rows(C* H, int ld, int n, int first, int last, C carry, const Rotation* g, int column) {
+  int safe = min(column, n - 1);
   for (int base = first; base < last; base += 4) {
     C below[4];
 #pragma unroll
@@ -141,7 +167,6 @@ __device__ C apply_to_rows(C* H, int ld, int n, int first, int last, C shift, C 
       int k = base + u;
       if (k < last) {
         C top;
-        if (column == k + 1) below[u] = below[u] - shift;
         rotate_rows(g[k], carry, below[u], top);
         if (column < n) H[k * ld + column] = top;
       }
@@ -150,26 +175,22 @@ __device__ C apply_to_rows(C* H, int ld, int n, int first, int last, C shift, C 
   return carry;
 }
 
-// R G^H + shift I, row by row, from rotation `base` on; row -1 stands for a row of Q, a row after `last` does nothing.
-__device__ void apply_to_columns(C* line, int row, int base, int first, int last, C shift, const Rotation* g) {
-  C carry = make(R(0), R(0));
-  if (row <= first) carry = line[first];
-  for (; base < last; base += 4) {
-    C right[4];
-#pragma unroll
-    for (int u = 0; u < 4; ++u) right[u] = line[min(base + u + 1, last)];
-#pragma unroll
-    for (int u = 0; u < 4; ++u) {
-      int k = base + u;
-      if (k < last && row <= last && k + 1 >= row) {
-        C stored;
-        rotate_columns(g[k], carry, right[u], stored);
-        if (k == row && row >= first) stored = stored + shift;
-        line[k] = stored;
-      }
-    }
+// R G^H, row by row, from rotation `base` on; `diagonal` is the row's number in R, where it begins, or -1 in Q.
+__device__ void apply_to_columns(C* line, int diagonal, int base, int first, int last, bool writes, const Rotation* g) {
+  line += base;
+  C carry = diagonal <= first ? line[0] : make(R(0), R(0)), right = line[1];
+  Rotation turn = g[base];
+#pragma unroll 2
+  for (int k = base; k < last; ++k) {
+    C stored, here = right;
+    Rotation now = turn;
+    right = line[2], turn = g[k + 1];
+    rotate_columns(now, carry, here, stored);
+    if (diagonal > k + 1) carry = make(R(0), R(0));
+    if (writes) line[0] = stored;
+    ++line;
   }
-  if (row <= last) line[last] = row == last ? carry + shift : carry;
+  if (writes) line[0] = carry;
 }
 
 __device__ void apply_to_factor(C* Q, int n, int own, int first, int last, const Rotation* g) {
@@ -192,70 +213,102 @@ __device__ void apply_to_factor(C* Q, int n, int own, int first, int last, const
   Q[last * n + own] = carry;
 }
 
-// One sweep on rows first..last of H, by the warps of H; all columns and rows of H are carried along. If SMALL, Q too.
-__device__ void sweep(C* H, int ld, Role role, int n, int first, int last, C shift, Rotation* g) {
-  int column = threadIdx.x, warp = column / 32, warps = (n + 31) / 32;
-  C carry = make(R(0), R(0));
+// One sweep on rows first..last of H, by the warps of H; all columns and rows of H are carried along. Entries under the
+// subdiagonal hold anything and are not read.
+__device__ void sweep(C* H, int ld, int n, int first, int last, C shift, Rotation* g, int column) {
+  int warp = column / 32, warps = (n + 31) / 32;
+  C carry = make(R(0), R(0)), *row = H + min(column, n - 1) * ld;
+  bool shifted = column >= first && column <= last;
+  if (shifted) row[column] = row[column] - shift;
+  half_barrier(warps);
   if (column >= first && column < n) carry = H[first * ld + column];
-  if (column == first) carry = carry - shift;
   for (int stage = first / 32; stage <= (last - 1) / 32; ++stage) {
     int from = max(first, 32 * stage), to = min(last, 32 * stage + 32);
-    if (warp == stage) carry = find_rotations(H, ld, n, from, to, last, shift, carry, g);
+    if (warp == stage) carry = find_rotations(H, ld, n, from, to, carry, g, column);
     half_barrier(warps);
-    if (warp > stage) carry = apply_to_rows(H, ld, n, from, to, shift, carry, g);
+    if (warp > stage) carry = apply_to_rows(H, ld, n, from, to, carry, g, column);
   }
   if (column >= last && column < n) H[last * ld + column] = carry;
   half_barrier(warps);
-  int row = SMALL && role.of_q ? -1 : role.own;
-  int base = SMALL ? first : max(first, 32 * warp - 1);
-  if (SMALL)
-    apply_to_columns(role.row, role.own < n ? row : n, base, first, last, shift, g);
-  else
-    apply_to_columns(H + min(row, n - 1) * ld, row, base, first, last, shift, g);
+  if (column <= last) apply_to_columns(row, column, max(first, 32 * warp - 1), first, last, true, g);
+  if (shifted) row[column] = row[column] + shift;
 }
 
-// Schur form of the Hessenberg matrix H, at most 30 sweeps an eigenvalue on average; false if they did not do. For a
-// real matrix the conjugate of an eigenvalue is tried as the next shift.
-__device__ bool schur(C* H, int ld, C* Q, Rotation* rotations, int n, R norm, bool real) {
-  int last = n - 1, tries = 0, side = 0, old_first = 0, old_last = 0;
-  bool done = false, due = false;
-  Role role(H, ld, Q, n);
-  for (int sweeps = 0; sweeps <= 30 * n && !done; ++sweeps) {
-    int first = 0;
-    solver_barrier();
-    while (last > 0) {  // the rule falls back to the norm where the relative one does not bite
-      first = block_start(H, ld, last, tries > 20 ? EPSILON * norm : R(sqrt(R(TINY))));
-      if (first < last) break;
-      due = real && !due && fabs(H[last * ld + last].y) > R(64) * EPSILON * norm;
-      --last;
-      tries = 0;
-    }
-    done = last <= 0;
-    C shift = make(R(0), R(0));
-    if (!done) {
-      shift = due && tries == 0 ? conj(H[(last + 1) * ld + last + 1]) : wilkinson(H, ld, last);
-      if (tries % 10 == 9) shift = H[last * ld + last] + make(R(0.75) * size(H[last * ld + last - 1]), R(0));
-      ++tries;
-    }
-    solver_barrier();
-    Rotation* g = rotations + side * n;
-    if (SMALL) {
-      if (!done) sweep(H, ld, role, n, first, last, shift, g);
-      continue;
-    }
-    if (role.of_q) {
+// The same for n <= 16 and Q too, by one warp: lane j has column j of H, then row j; lane 16 + i has row i of Q.
+__device__ void small_sweep(C* H, int ld, C* Q, int n, int first, int last, C shift, Rotation* g, Role role) {
+  int own = role.own, row = role.of_q ? -1 : own;
+  bool shifted = row >= first && row <= last;
+  if (shifted) H[own * ld + own] = H[own * ld + own] - shift;
+  __syncwarp();
+  C carry = H[first * ld + min(role.index, n - 1)];
+  carry = find_rotations(H, ld, n, first, last, carry, g, role.index);
+  if (row >= first && row < n) H[last * ld + own] = carry;
+  __syncwarp();
+  C* line = (role.of_q ? Q : H) + min(own, n - 1) * ld;
+  apply_to_columns(line, row, first, first, last, own < n && row <= last, g);
+  if (shifted) H[own * ld + own] = H[own * ld + own] + shift;
+}
+
+// Where the iteration is: rows first..last of H are to be swept with `shift`.
+struct Iteration {
+  int first, last, tries;
+  bool due;  // the conjugate of the eigenvalue found last is to be tried
+  C shift;
+};
+
+// The next block and shift, which every thread finds by itself; false if all eigenvalues are found. For a real matrix the
+// conjugate of an eigenvalue is tried as the next shift.
+__device__ bool next(Iteration& at, const C* H, int ld, R norm, bool real) {
+  while (at.last > 0) {  // the rule falls back to the norm where the relative one does not bite
+    at.first = block_start(H, ld, at.last, at.tries > 20 ? EPSILON * norm : R(sqrt(R(TINY))));
+    if (at.first < at.last) break;
+    at.due = real && !at.due && fabs(H[at.last * ld + at.last].y) > R(64) * EPSILON * norm;
+    --at.last;
+    at.tries = 0;
+  }
+  if (at.last <= 0) return false;
+  int last = at.last;
+  bool again = at.due && at.tries == 0;
+  at.shift = again ? conj(H[(last + 1) * ld + last + 1]) : wilkinson(H, ld, last);
+  if (at.tries % 10 == 9) at.shift = H[last * ld + last] + make(R(0.75) * size(H[last * ld + last - 1]), R(0));
+  ++at.tries;
+  return true;
+}
+
+// Schur form of the Hessenberg matrix H, at most 30 sweeps an eigenvalue on average; false if they did not do.
+__device__ bool schur(C* H, int ld, C* Q, Rotation* rotations, int n, R norm, bool real, Role role) {
+  int side = 0, old_first = 0, old_last = 0;
+  bool busy = true;
+  Iteration at = {0, n - 1, 0, false, make(R(0), R(0))};
+  for (int sweeps = 0; sweeps <= 30 * n && busy; ++sweeps) {
+    __syncthreads();
+    busy = next(at, H, ld, norm, real);
+    __syncthreads();
+    if (role.of_q)
       apply_to_factor(Q, n, role.own, old_first, old_last, rotations + (side ^ 1) * n);
-    } else if (!done) {
-      sweep(H, ld, role, n, first, last, shift, g);
-    }
-    old_first = first;
-    old_last = done ? first : last;
+    else if (busy)
+      sweep(H, ld, n, at.first, at.last, at.shift, rotations + side * n, role.index);
+    old_first = at.first;
+    old_last = busy ? at.last : at.first;
     side ^= 1;
   }
-  solver_barrier();
-  if (!SMALL && role.of_q && !done)
-    apply_to_factor(Q, n, role.own, old_first, old_last, rotations + (side ^ 1) * n);
-  return done;
+  __syncthreads();
+  if (role.of_q && busy) apply_to_factor(Q, n, role.own, old_first, old_last, rotations + (side ^ 1) * n);
+  return !busy;
+}
+
+// The same for n <= 16, by one warp.
+__device__ bool small_schur(C* H, int ld, C* Q, Rotation* rotations, int n, R norm, bool real, Role role) {
+  bool busy = true;
+  Iteration at = {0, n - 1, 0, false, make(R(0), R(0))};
+  for (int sweeps = 0; sweeps <= 30 * n && busy; ++sweeps) {
+    __syncwarp();
+    busy = next(at, H, ld, norm, real);
+    __syncwarp();
+    if (busy) small_sweep(H, ld, Q, n, at.first, at.last, at.shift, rotations, role);
+  }
+  __syncwarp();
+  return !busy;
 }
 
 __device__ inline C away_from_zero(C a, R least) { return size(a) < least ? make(least, R(0)) : a; }

@@ -114,7 +114,7 @@ class Lyapunov(Estimator[Exponents]):
             columns = basis
             for step in steps[begin:end]:
                 columns = step(columns)
-            if end - begin > 1 and not bool(torch.isfinite(columns.detach()).all()):
+            if end - begin > 1 and not math.isfinite(_largest(columns)):
                 spacing.steps = 1
                 continue
             _check_finite(columns, begin)
@@ -141,8 +141,8 @@ class Lyapunov(Estimator[Exponents]):
             raise ValueError(f"{self.num_exponents} exponents of {shape[-1]} states: allowed are 1 to {shape[-1]}")
         if shape[1] == 0:
             raise ValueError("a sequence of 0 steps has no exponents: give at least one")
-        if mask is not None and not mask.any(1).all():
-            raise ValueError(f"batch element {mask.any(1).logical_not().nonzero()[0].item()} has no step that counts")
+        if mask is not None:
+            _check_counted(mask)
 
 
 class _Spacing:
@@ -191,7 +191,7 @@ class _Orthonormal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         columns, basis, triangle, lost = ctx.saved_tensors
-        of_basis = torch.where(lost.unsqueeze(-2), 0.0, gradients[0])
+        of_basis = torch.where(lost.unsqueeze(-2), 0.0, gradients[0]) if bool(lost.any()) else gradients[0]
         modulus = triangle.diagonal(dim1=-2, dim2=-1).real
         of_diagonal = torch.where(lost, 0.0, gradients[1] / torch.where(lost, 1.0, modulus))
         mixed = triangle * of_diagonal.unsqueeze(-2) - of_basis.mH @ basis
@@ -200,8 +200,9 @@ class _Orthonormal(torch.autograd.Function):
         mixed = lower + lower.mH + torch.diag_embed(mixed.diagonal(dim1=-2, dim2=-1).real.to(mixed))
         # a lost column's row of R becomes the identity's, so that no gradient reaches it
         safe = torch.where(lost.unsqueeze(-1), torch.eye(triangle.shape[-1]).to(triangle), triangle)
-        gradient = torch.linalg.solve_triangular(safe.mH, of_basis + basis @ mixed, upper=False, left=False)
-        return first_order_only(gradient, columns)
+        # k×k solves: with the n rows of Ȳ on the right each matrix of the batch would wake all threads by itself
+        inverse = torch.linalg.solve_triangular(safe, torch.eye(triangle.shape[-1]).to(triangle), upper=True)
+        return first_order_only((of_basis + basis @ mixed) @ inverse.mH, columns)
 
 
 def _is_closed_form(operator: StructuredOperator) -> bool:
@@ -210,11 +211,13 @@ def _is_closed_form(operator: StructuredOperator) -> bool:
 
 def _closed_form(operator: StructuredOperator, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """log|λ| of each step, ``(T|1, B|1, H, n)``, 0 where masked, and if it counts ``(T|1, B|1, 1, 1)``."""
-    logs = operator.log_modulus().repeat_interleave(operator.multiplicity(), -1).movedim(1, 0)
+    # the size is said, since a compiler cannot read the counts
+    counts = operator.multiplicity()
+    logs = operator.log_modulus().repeat_interleave(counts, -1, output_size=operator.shape[-1]).movedim(1, 0)
     if mask is None or logs.shape[0] == 1:
         return logs, torch.ones_like(logs[:, :, :1, :1])
-    counts = mask.mT[:, :, None, None]
-    return torch.where(counts, logs, 0.0), counts.to(logs)
+    counted = mask.mT[:, :, None, None]
+    return torch.where(counted, logs, 0.0), counted.to(logs)
 
 
 def _steps(operator: LinearOperator, mask: Tensor | None, length: int) -> list[Step]:
@@ -286,9 +289,24 @@ def _summary(logs: Tensor, counts: Tensor, num_exponents: int, basis: Tensor | N
     return Exponents(means[..., :num_exponents], error[..., :num_exponents], basis)
 
 
+def _check_counted(mask: Tensor) -> None:
+    counted = mask.any(1)
+    if torch.compiler.is_compiling():  # a graph cannot ask which element it is
+        torch._assert_async(counted.all(), "a batch element has no step that counts")
+    elif not counted.all():
+        raise ValueError(f"batch element {counted.logical_not().nonzero()[0].item()} has no step that counts")
+
+
+def _largest(columns: Tensor) -> float:
+    """The largest modulus, in one pass over memory; NaN or ∞ if anything is not finite."""
+    return float(torch.linalg.vector_norm(columns.detach(), math.inf))
+
+
 def _check_finite(columns: Tensor, step: int) -> None:
+    if math.isfinite(_largest(columns)):
+        return
     finite = torch.isfinite(columns.detach()).all(-1).all(-1).all(-1)
-    if not finite.all():
+    if not finite.all():  # a complex number's modulus may overflow before its parts do
         where = (~finite).nonzero()[0].item()
         raise ValueError(
             f"exponents need finite transitions: batch element {where} gives a NaN or an infinity at {step}"

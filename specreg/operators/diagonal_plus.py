@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from specreg.eigen.clusters import RESOLUTION
 from specreg.eigen.dense import conditioned_eigenvalues, eigenvalues
 from specreg.eigen.pairs import check_finite
 from specreg.operators.base import StructuredOperator
 from specreg.operators.chain import dense_window
 from specreg.operators.extended import legs_words, secular_roots
-from specreg.operators.solved import capped, conditioned_by
+from specreg.operators.solved import capped, conditioned_by, shared_norms
 from specreg.spectrum import polar
 
 LEGS_WORDS = 6  # float64 words of each parameter: 96 digits, of which 64 states need 65
@@ -377,19 +378,22 @@ class _Scaled:
 def _symmetric(matrix: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:  # (m, n, n), (m, n)
     """Eigenvalues of a symmetric S and κ of D S D⁻¹."""
     values, vectors = torch.linalg.eigh(matrix)
-    vectors = vectors.detach()
-    longer, shorter = (torch.linalg.vector_norm(vectors * by.unsqueeze(-1), dim=-2) for by in (scaling, 1 / scaling))
-    return values, capped(longer * shorter)
+    vectors, scaling = vectors.detach(), scaling.unsqueeze(-1)
+    return values, capped(shared_norms(vectors * scaling, vectors / scaling, _repeated(matrix, values)))
+
+
+def _repeated(matrix: Tensor, values: Tensor) -> Tensor:
+    """Index of the first of those that rounding cannot tell from each of the ascending eigenvalues of S, ``(m, n)``."""
+    values = values.detach()
+    limit = RESOLUTION * torch.finfo(values.dtype).eps * torch.linalg.matrix_norm(matrix.detach())
+    apart = torch.nn.functional.pad(values.diff(dim=-1) > limit.unsqueeze(-1), (1, 0), value=True)
+    index = torch.arange(values.shape[-1], device=values.device)
+    return torch.where(apart, index, 0).cummax(-1).values
 
 
 def _general(matrix: Tensor, scaling: Tensor) -> tuple[Tensor, Tensor]:  # (*batch, n, n), (*batch, n)
     """Eigenvalues of S and κ of D S D⁻¹."""
-
-    def lengths(values: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        longer, shorter = (
-            torch.linalg.vector_norm(part * by.unsqueeze(-1), dim=-2)
-            for part, by in ((right, scaling), (left, 1 / scaling))
-        )
-        return longer * shorter, torch.ones_like(longer)
-
-    return conditioned_by(matrix, lengths)
+    by = scaling.unsqueeze(-1)
+    return conditioned_by(
+        matrix, lambda right, left: (right * by, left / by), lambda values: torch.ones_like(values.real)
+    )

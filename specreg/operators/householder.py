@@ -117,7 +117,7 @@ class HouseholderProduct(StructuredOperator):
         if factors >= size:
             values, condition = conditioned_eigenvalues(self._unscaled())
         else:
-            values, condition = conditioned_by(self._reduced(), self._lengths)
+            values, condition = conditioned_by(self._reduced(), self._vectors, _overlap)
             condition = torch.nn.functional.pad(condition, (1, 0), value=1.0)
         log_modulus, phase = self._outer_polar(*polar(values))
         return log_modulus, phase, condition.expand_as(log_modulus)
@@ -209,15 +209,11 @@ class HouseholderProduct(StructuredOperator):
         gram, identity = self._gram(), torch.eye(self.keys.shape[-2], dtype=self.keys.dtype, device=self.keys.device)
         return identity - solve_reflections(gram, self.beta, gram)
 
-    def _lengths(self, values: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """Of v = Kᵀu and y = Kᵀ Tᴴ z, T = (I + BL)⁻¹ B: yᴴv = zᴴ T G u = 1 − μ, 0 where it is lost in rounding."""
-        gram = self._gram().to(right.dtype)
+    def _vectors(self, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        """v = Kᵀu and y = Kᵀ Tᴴ z, T = (I + BL)⁻¹ B: yᴴv = zᴴ T G u = 1 − μ."""
+        gram, keys = self._gram().to(right.dtype), self.keys.mT.to(right.dtype)
         inner = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand(gram.shape)
-        dual = solve_reflections(gram, self.beta, inner).mH @ left
-        lengths = [(part.conj() * (gram @ part)).real.sum(-2).clamp_min(0).sqrt() for part in (right, dual)]
-        overlap = (1 - values).abs()
-        rounding = ROUNDING * torch.finfo(overlap.dtype).eps * overlap.amax(-1, keepdim=True)
-        return lengths[0] * lengths[1], torch.where(overlap > rounding, overlap, 0.0)
+        return keys @ right, keys @ (solve_reflections(gram, self.beta, inner).mH @ left)
 
     def _reflected(self, matrix: Tensor) -> Tensor:  # (*batch, n, r)
         dtype = torch.promote_types(self.keys.dtype, matrix.dtype)
@@ -243,6 +239,13 @@ def solve_reflections(gram: Tensor, beta: Tensor, right: Tensor) -> Tensor:  # (
         (scale * gram).tril(-1), scale * right, upper=False, unitriangular=True
     )
     return solved
+
+
+def _overlap(values: Tensor) -> Tensor:
+    """|1 − μ|, 0 where it is lost in rounding."""
+    overlap = (1 - values).abs()
+    rounding = ROUNDING * torch.finfo(overlap.dtype).eps * overlap.amax(-1, keepdim=True)
+    return torch.where(overlap > rounding, overlap, 0.0)
 
 
 def _squared_norm(vectors: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ __all__ = [
     "contents",
     "digests",
     "real_steps",
+    "real_tokens",
     "sample",
     "scored",
 ]
@@ -145,6 +146,12 @@ def real_steps(batch: BatchLike) -> Tensor:
         return batch.mask
     steps = batch.inputs[..., 0] if batch.inputs.is_floating_point() else batch.inputs
     return torch.ones_like(steps, dtype=torch.bool)
+
+
+def real_tokens(batch: BatchLike) -> Iterator[list[int]]:
+    """Yield each example's tokens without padding."""
+    for tokens, kept in zip(batch.inputs, real_steps(batch), strict=True):
+        yield tokens[kept].tolist()
 
 
 def contents(batch: BatchLike) -> list[tuple[bytes, bytes]]:

@@ -40,13 +40,15 @@ _NAMED = 1000  # tokens and classes whose names are looked at
 class TaskConformance(ABC):
     """The tests that every task passes: subclass it, give `task` and `reference`.
 
-    Two attributes may be set, with a reason beside them: `overlap`, the share of held-out examples that may occur in
-    the training sample (a small space of examples cannot avoid it), and `reseeded`, whether another seed draws other
-    held-out examples (a fixed data set does not). Examples may be padded differently in different batches: where a
+    Three attributes may be set, with a reason beside them: `overlap`, the share of held-out examples that may occur in
+    the training sample, `repeats`, the share of training examples that may have occurred before (a small space of
+    examples cannot avoid it), and `reseeded`, whether another seed draws other held-out examples (a fixed data set does
+    not). Examples may be padded differently in different batches: where a
     task gives a mask, real steps alone are compared.
     """
 
     overlap: float = 0.0
+    repeats: float = 0.0
     reseeded: bool = True
 
     @property
@@ -150,7 +152,9 @@ class TaskConformance(ABC):
         size = self.task.size("train")
         if size is None or size > _LARGE_SAMPLE:
             seen = digests(self.task.train_batch(0, SAMPLE)) + digests(self.task.train_batch(1, SAMPLE))
-            assert len(set(seen)) >= len(seen) * (1 - self.overlap), "training examples came back within an epoch"
+            assert len(set(seen)) >= len(seen) * (1 - max(self.overlap, self.repeats)), (
+                "training examples came back within an epoch"
+            )
             return
         everything = Counter(digests(self.task.batch("train", np.arange(size))))
         first, second = digests(self.task.train_batch(0, size)), digests(self.task.train_batch(1, size))

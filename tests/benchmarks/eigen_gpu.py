@@ -20,7 +20,7 @@ from specreg.eigen.dense import eigenvalues
 
 SIZES = {(1024, 16): 0.4, (512, 32): 1.2, (128, 64): 4.0, (64, 128): 25.0}  # milliseconds in single precision
 DOUBLE = 3  # times that in double
-ROUNDS, ROUNDS_OF_TORCH = 50, 3
+ROUNDS, ROUNDS_OF_TORCH = 200, 3
 
 
 SIDES: dict[str, Callable[[Tensor], Tensor]] = {
