@@ -49,7 +49,7 @@ class Pairs:
     values: Tensor  # (b, n), complex
     right: Tensor  # (b, n, n), columns v_i: A v_i = λ_i v_i
     left: Tensor  # (b, n, n), columns y_i: y_iᴴ A = λ_i y_iᴴ and y_iᴴ v_i = 1
-    condition: Tensor  # (b, n), real, κ_i = ‖v_i‖‖y_i‖/|y_iᴴ v_i| ≥ 1
+    condition: Tensor  # (b, n), real, κ_i = ‖v_i‖‖y_i‖/|y_iᴴ v_i| ≥ 1, or ‖P_C‖₂ in a semisimple cluster
     flagged: Tensor  # (b,), bool: some eigenvalue could not be told from another, or its vectors not be refined
     clusters: Tensor | None = None  # (b, n), int64, index of the first member of each one's cluster; None: each its own
 
