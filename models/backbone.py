@@ -137,15 +137,15 @@ class Backbone(nn.Module):
     def _embed(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             check_mask(mask, inputs.shape[:2])
-        x = self.embedding(inputs)
+        x: Tensor = self.embedding(inputs)
         if self.positions is None:
-            return x  # type: ignore[no-any-return]
+            return x
         length = inputs.shape[1]
         if self.longest is not None and length > self.longest:
             raise ValueError(f"positions were learned up to length {self.longest}, got {length}")
         beyond = length > len(self.positions)  # sines and cosines go on
         rows = sinusoids(length, x.shape[2]).to(x) if beyond else self.positions[:length]
-        return x + rows  # type: ignore[no-any-return]
+        return x + rows
 
     def _answer(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = self.norm(x)

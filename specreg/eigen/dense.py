@@ -257,8 +257,8 @@ def _gradient(
     plain = not torch.is_grad_enabled() and _is_plain(cotangent)
     kernel = kernel_for(matrix)
     if kernel is not None and plain:
-        given = (cotangent, matrix, values, right, left, condition, clusters, degree)
-        return kernel.gradient(*given)  # type: ignore[no-any-return]
+        on_gpu: Tensor = kernel.gradient(cotangent, matrix, values, right, left, condition, clusters, degree)
+        return on_gpu
     if plain and matrix.device.type == "cpu":
         solve, start = partial(_put_gradient, degree=degree), matrix.dim() - 2
         result = torch.empty(matrix.shape, dtype=matrix.dtype)
